@@ -1,0 +1,84 @@
+"""What can go wrong inside a machine, cut by who is at fault.
+
+========================  ==================================================
+you (the program)         :class:`ProgramError`, :class:`NoSuchDisk`
+the topology              :class:`ConfigError`
+the policy                :class:`EdgeNotDeclared` (an AccessDenied)
+the other machine         :class:`ConnectRefused`
+the host                  a failed step of the boot order (an OSError)
+========================  ==================================================
+"""
+
+from typing import Any
+
+import attrs
+
+from retinue.pipes import AccessDenied, PathError
+
+
+class ProgramError(Exception):
+    """The program cannot be run as it is: it cannot be imported, or has no ``main``.
+
+    ``text`` may hold a traceback.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        super().__init__(text)
+
+
+@attrs.frozen
+class ConfigMistake:
+    """One thing wrong in a ``config`` table: where (keys from ``config`` inwards) and what."""
+
+    keys: tuple[str | int, ...]
+    text: str
+
+
+class ConfigError(Exception):
+    """The ``config`` table of the topology does not fit the program's ``Config`` class; ``mistakes`` holds them all."""
+
+    def __init__(self, mistakes: tuple[ConfigMistake, ...]) -> None:
+        self.mistakes = mistakes
+        super().__init__("; ".join(f"config.{'.'.join(map(str, m.keys))}: {m.text}" for m in mistakes))
+
+
+class EdgeNotDeclared(AccessDenied):
+    """The topology gives this machine no edge of that name. The text holds the line that would allow it."""
+
+    def __init__(self, machine: str, edge: str, declared: tuple[str, ...]) -> None:
+        self.machine, self.edge, self.declared = machine, edge, declared
+        known = f"it has {', '.join(declared)}" if declared else "it has none"
+        super().__init__(
+            f'{machine} has no edge "{edge}" ({known}); '
+            f'to allow it, put  uses.{edge} = "MACHINE"  under [machines.{machine}]'
+        )
+
+
+class ConnectRefused(PathError):
+    """The edge exists, but no path came of it.
+
+    ``code`` is ``not-ready`` (only without waiting), ``broken`` (the machine will not come back by itself),
+    ``not-listening``, ``stopping``, or what the other machine said; ``text`` is for people.
+    """
+
+    def __init__(self, edge: str, code: str, text: str = "") -> None:
+        self.edge, self.code, self.text = edge, code, text
+        super().__init__(f'no path for the edge "{edge}" ({code}){": " + text if text else ""}')
+
+
+class NoSuchDisk(LookupError):
+    """The topology gives this machine no disk of that name."""
+
+    def __init__(self, machine: str, disk: str, declared: tuple[str, ...]) -> None:
+        self.machine, self.disk, self.declared = machine, disk, declared
+        known = f"it has {', '.join(declared)}" if declared else "it has none"
+        super().__init__(
+            f'{machine} has no disk "{disk}" ({known}); '
+            f"to give it one, put  disks.{disk} = {{}}  under [machines.{machine}]"
+        )
+
+
+def mistakes_to_wire(error: ConfigError) -> list[dict[str, Any]]:
+    """The mistakes as a message can carry them."""
+    return [{"keys": list(mistake.keys), "text": mistake.text} for mistake in error.mistakes]

@@ -1,0 +1,122 @@
+"""The trio side of a machine: obey the control program, run the program.
+
+The control path is this machine's path to ``*CP``. The control program calls ``load`` (import the program, check its
+config), ``start`` (run ``main``), ``offer`` (another machine opens a path, the descriptor comes along) and ``stop``;
+the machine calls ``ready`` and ``connect``.
+"""
+
+import logging
+import socket
+from typing import Any, Final
+
+import trio
+
+from retinue.pipes import Message, Path, PathError, PathSevered, Rejected, SocketTransport
+from retinue.pipes.message import close_all
+from retinue.svm import config, program
+from retinue.svm.errors import ConfigError, ProgramError, mistakes_to_wire
+from retinue.svm.machine import Machine
+
+# sysexits(3); the control program reads them.
+EXIT_OK: Final = 0
+EXIT_PROGRAM_FAILED: Final = 70  # EX_SOFTWARE: main raised
+EXIT_CP_GONE: Final = 69  # EX_UNAVAILABLE: the control path is lost
+
+# Messages of the control program that may be outstanding: offered paths wait here, and a stop must still get through.
+CONTROL_LIMIT: Final = 1024
+
+_log = logging.getLogger("retinue.svm")
+
+
+class Runtime:
+    """Runs one machine over its control path."""
+
+    def __init__(self, control: Path, nursery: trio.Nursery) -> None:
+        self._control = control
+        self._nursery = nursery
+        self._machine: Machine[Any] | None = None
+        self._program: program.Program | None = None
+        self._main_scope = trio.CancelScope()
+        self.exit_code = EXIT_OK
+        self._verbs = {"load": self._load, "start": self._start, "offer": self._offer, "stop": self._stop}
+
+    async def obey(self) -> None:
+        """Serve the control program until the path to it is lost."""
+        await self._control.serve(self._handle)
+        if isinstance(self._control.severed, PathSevered):
+            self.exit_code = EXIT_CP_GONE
+        self._nursery.cancel_scope.cancel()
+
+    async def _handle(self, message: Message) -> Any:
+        verb, arguments = message.body
+        if verb != "offer":
+            close_all(message.descriptors)
+        return await self._verbs[verb](arguments, message)
+
+    async def _load(self, arguments: dict[str, Any], _: Message) -> None:
+        try:
+            self._program = program.load(arguments["kind"], arguments["program"])
+            settings = config.structure(arguments["config"], self._program.config_class, arguments["program"])
+        except ProgramError as exc:
+            raise Rejected("bad-program", exc.text) from None
+        except ConfigError as exc:
+            raise Rejected("bad-config", str(exc), mistakes_to_wire(exc)) from None
+        self._machine = Machine(
+            name=arguments["name"],
+            config=settings,
+            edges=arguments["edges"],
+            disks=arguments["disks"],
+            control=self._control,
+            nursery=self._nursery,
+        )
+
+    async def _start(self, _: dict[str, Any], message: Message) -> None:
+        self._nursery.start_soon(self._run_main)
+
+    async def _offer(self, arguments: dict[str, Any], message: Message) -> None:
+        (descriptor,) = message.descriptors
+        if self._machine is None:
+            close_all((descriptor,))
+            raise Rejected("not-ready", "the machine is not loaded")
+        await self._machine.offer(arguments["peer"], arguments["limit"], descriptor)
+
+    async def _stop(self, _: dict[str, Any], message: Message) -> None:
+        if self._machine is None or self._program is None:
+            self._nursery.cancel_scope.cancel()
+            return
+        self._machine.stop()
+        if not self._machine.heeds_stopping:
+            self._main_scope.cancel()
+
+    async def _run_main(self) -> None:
+        assert self._program is not None
+        assert self._machine is not None
+        try:
+            with self._main_scope:
+                await self._program.main(self._machine)
+        except Exception as exc:
+            self.exit_code = EXIT_PROGRAM_FAILED
+            _log.critical("the program %s failed", self._program.name, exc_info=exc)
+        self._control.sever("finished")
+        self._nursery.cancel_scope.cancel()
+
+
+async def run(control: socket.socket) -> int:
+    """Run the machine at the end of a control socket; returns its exit code."""
+    async with trio.open_nursery() as nursery:
+        path = Path(SocketTransport(control), name="*CP", peer="*CP", limit=CONTROL_LIMIT)
+        await nursery.start(path.run)
+        runtime = Runtime(path, nursery)
+        nursery.start_soon(runtime.obey)
+    return runtime.exit_code
+
+
+def run_to_exit_code(control: socket.socket) -> int:
+    """:func:`run` on a fresh trio loop, with what escapes it told to the log."""
+    try:
+        return trio.run(run, control)
+    except PathError:
+        return EXIT_CP_GONE
+    except BaseException as exc:
+        _log.critical("the machine failed", exc_info=exc)
+        return EXIT_PROGRAM_FAILED
