@@ -161,9 +161,7 @@ class Path:
 
     async def call_reply(self, body: Any = None, *, descriptors: tuple[int, ...] = ()) -> Reply:
         """Like :meth:`call`; returns the whole reply with its descriptors, which are the caller's to close."""
-        await self._wait_room()
-        ident = self._with_copies(self.session.call, body, descriptors)
-        reply: Reply = await self._wait_end(ident)
+        reply: Reply = await self._wait_end(await self._submit(self.session.call, body, descriptors))
         return reply
 
     async def send(self, body: Any = None, *, descriptors: tuple[int, ...] = ()) -> None:
@@ -171,22 +169,18 @@ class Path:
 
         The same waiting and errors as for :meth:`call`. Cancelled while it waits, the message may have arrived.
         """
-        await self._wait_room()
-        ident = self._with_copies(self.session.send, body, descriptors)
-        await self._wait_end(ident)
+        await self._wait_end(await self._submit(self.session.send, body, descriptors))
 
-    async def _wait_room(self) -> None:
-        session = self.session
-        while session.state is State.OPENING or (session.state is State.OPEN and session.room <= 0):
-            await self._room.park()
-        self.check()
-
-    def _with_copies(
+    async def _submit(
         self, command: Callable[[Any, tuple[int, ...]], int], body: Any, descriptors: tuple[int, ...]
     ) -> int:
-        # The socket may take the frame later, when the caller has closed its descriptors: send copies.
+        # Copies, and before any wait: later the caller may have closed its own, and their numbers mean something else.
         copies = tuple(os.dup(each) for each in descriptors) if descriptors else ()
         try:
+            session = self.session
+            while session.state is State.OPENING or (session.state is State.OPEN and session.room <= 0):
+                await self._room.park()
+            self.check()
             ident = command(body, copies)
         except BaseException:
             close_all(copies)

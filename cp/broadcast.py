@@ -1,0 +1,50 @@
+"""One source, many followers, none of which can hold the source up."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import trio
+
+# Items a follower may be behind before it loses some: a screenful of a busy second, some MB at the most.
+BEHIND: Final = 10_000
+
+
+class Follower:
+    """One follower's place in the stream. ``lost`` counts what it was too slow for since :meth:`take_lost`."""
+
+    def __init__(self) -> None:
+        self._send, self.items = trio.open_memory_channel[Any](BEHIND)
+        self._lost = 0
+
+    def offer(self, item: Any) -> None:
+        try:
+            self._send.send_nowait(item)
+        except trio.WouldBlock:
+            self._lost += 1
+
+    def take_lost(self) -> int:
+        """How many items were lost since the last time this was asked."""
+        lost, self._lost = self._lost, 0
+        return lost
+
+
+class Broadcast:
+    """Hands each item to every follower that is there."""
+
+    def __init__(self) -> None:
+        self._followers: set[Follower] = set()
+
+    def publish(self, item: Any) -> None:
+        for follower in self._followers:
+            follower.offer(item)
+
+    @contextmanager
+    def follow(self) -> Iterator[Follower]:
+        """Everything published from now to the end of the block."""
+        follower = Follower()
+        self._followers.add(follower)
+        try:
+            yield follower
+        finally:
+            self._followers.discard(follower)

@@ -1,0 +1,310 @@
+"""The life of one machine: one task, which reads as that life does.
+
+Spawn, load, wait for the servers, start, be ready, die or be stopped, be buried, pause, again.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import trio
+
+from retinue.cp.backoff import Backoff
+from retinue.cp.directory import MachineEntry
+from retinue.cp.errors import Misfit
+from retinue.cp.host.errors import SpawnFailed
+from retinue.cp.host.interface import Birth, Exit
+from retinue.cp.states import FINAL, TABLE, Happening, State
+from retinue.cp.syslog import ERROR, INFO, NOTICE
+from retinue.pipes import AccessDenied, Message, Path, PathError, Rejected, SocketTransport, socket_pair, wire
+from retinue.pipes.message import close_all
+
+if TYPE_CHECKING:
+    from retinue.cp.system import ControlProgram
+
+# Seconds from a machine's birth to its ready(). A program that never says it would hold up everybody for ever.
+START_LIMIT: Final = 60.0
+# Seconds a machine has to finish what it has begun when it is asked to stop.
+GRACE: Final = 10.0
+# Seconds to read what a dead machine has left in its log descriptor.
+LAST_WORDS: Final = 2.0
+# Messages a machine may have outstanding on its control path: connects wait there while a target restarts.
+CONTROL_LIMIT: Final = 512
+
+
+@attrs.frozen
+class Death:
+    """How a process of the machine ended. ``asked`` when it had been asked to."""
+
+    cause: str
+    asked: bool
+    failed: bool
+
+
+class Life:
+    """One machine of a running system."""
+
+    def __init__(self, entry: MachineEntry, cp: "ControlProgram") -> None:
+        self.entry = entry
+        self.name = entry.name
+        self.state = State.DEFINED
+        self.generation = 0
+        self.pid: int | None = None
+        self.seal: tuple[str, ...] = ()
+        self.restarts = 0
+        self.cause: str | None = None  # why it last ended
+        self.born_at: float | None = None  # monotonic
+        self.misfits: tuple[Misfit, ...] = ()
+        self.settled = trio.Event()  # the first generation has loaded its program, or failed to
+        self._ready_at: float | None = None
+        self._edges = {edge.name: edge for edge in entry.uses}
+        self._cp = cp
+        self._changed = trio.lowlevel.ParkingLot()
+        self._control: Path | None = None
+        self._exit: Exit | None = None
+        self._exited = trio.Event()
+        self._stop_asked = trio.Event()
+        self._trouble: str | None = None  # why we ended the process ourselves
+
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    def _happen(self, happening: Happening, cause: str | None = None) -> None:
+        previous, self.state = self.state, TABLE[self.state, happening]
+        self._cp.announce(self.name, self.generation, self.state.value, previous.value, cause)
+        self._changed.unpark_all()
+
+    async def wait_for(self, condition: Callable[[State], bool]) -> State:
+        """Until the present state fits; looks at what is, never at what was."""
+        while not condition(self.state):
+            await self._changed.park()
+        return self.state
+
+    async def wait_ready(self, *, wait: bool) -> None:
+        """Until it is READY; Rejected ``broken`` or ``not-ready`` when it will not be (or should not be waited for)."""
+        if wait:
+            await self.wait_for(lambda state: state is State.READY or state in FINAL or state is State.STOPPING)
+        if self.state is State.READY:
+            return
+        if self.state in FINAL or self.state is State.STOPPING:
+            raise Rejected("broken", f"{self.name} is {self.state.value}" + (f": {self.cause}" if self.cause else ""))
+        raise Rejected("not-ready", f"{self.name} is {self.state.value}")
+
+    # -- the life ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Live until stopped, finished or broken."""
+        backoff = Backoff()
+        while not self._stop_asked.is_set():
+            self._happen(Happening.START)
+            death = await self._live()
+            ready_for = 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
+            self._bury(death)
+            self.settled.set()
+            if self.state in FINAL:
+                return
+            if self.generation == 1 and self._ready_at is None and not self._cp.was_ready:
+                self._cp.first_start_failed(self, death.cause)
+                return
+            if self.entry.restart == "never":
+                self._happen(Happening.GIVE_UP, "its restart policy is never")
+                return
+            if pause := backoff.pause(ready_for):
+                self._happen(Happening.PAUSE, f"starting again in {pause:.1f} s")
+                with trio.move_on_after(pause):
+                    await self._stop_asked.wait()
+            self.restarts += 1
+        if self.state not in FINAL:
+            self._happen(Happening.STOP)
+
+    async def _live(self) -> Death:
+        """One generation, from birth to death."""
+        self.generation += 1
+        self._exit, self._exited, self._trouble, self._ready_at = None, trio.Event(), None, None
+        control_ours, control_theirs = socket_pair()
+        log_ours, log_theirs = socket_pair()
+        try:
+            with control_theirs, log_theirs:
+                born = await self._cp.host.spawn(self._birth(), (control_theirs.fileno(), log_theirs.fileno()))
+        except SpawnFailed as exc:
+            control_ours.close()
+            log_ours.close()
+            return Death(str(exc), asked=False, failed=True)
+        except BaseException:
+            control_ours.close()
+            log_ours.close()
+            raise
+        self.pid, self.seal, self.born_at = born.pid, born.seal, time.monotonic()
+        async with trio.open_nursery() as nursery:
+            last_words = trio.Event()
+
+            async def read_log() -> None:
+                await self._cp.syslog.read(self.name, self.generation, log_ours)
+                last_words.set()
+
+            nursery.start_soon(read_log)
+            self._control = Path(SocketTransport(control_ours), name=self.name, peer=self.name, limit=CONTROL_LIMIT)
+            await nursery.start(self._control.run)
+            nursery.start_soon(self._control.serve, self._on_message)
+            nursery.start_soon(self._bring_up)
+            nursery.start_soon(self._end_when_asked)
+            await self._exited.wait()
+            self._control.sever()
+            # Before anybody can connect again: nobody must be left with a path to the dead.
+            self._cp.switchboard.sever(self.name)
+            with trio.move_on_after(LAST_WORDS):
+                await last_words.wait()
+            nursery.cancel_scope.cancel()
+        self._control = self.pid = self.born_at = None
+        return self._judge()
+
+    def _birth(self) -> Birth:
+        return Birth(
+            machine=self.name,
+            generation=self.generation,
+            network=self.entry.network,
+            storage=self.entry.storage,
+            disks=tuple(self._cp.disk_folder(self.name, disk) for disk in self.entry.disks),
+            code=self._cp.code,
+        )
+
+    async def _bring_up(self) -> None:
+        """Load the program, wait for its servers, run it, expect it to be ready in time."""
+        control = self._control
+        assert control is not None
+        with trio.move_on_after(START_LIMIT) as limit:
+            try:
+                await control.call(["load", self._load_arguments()])
+                self.settled.set()
+                limit.deadline = float("inf")  # waiting for others is not its own time
+                await self._cp.turn_of(self)
+                limit.deadline = trio.current_time() + START_LIMIT
+                await control.call(["start", {}])
+                await self.wait_for(lambda state: state is not State.STARTING)
+            except Rejected as exc:
+                self._not_loaded(exc)
+            except PathError:
+                return  # it died; its exit will say of what
+        if limit.cancelled_caught:
+            self._kill(f"it was not ready within {START_LIMIT:.0f} s: its program did not call vm.ready()")
+
+    def _load_arguments(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "kind": self.entry.kind,
+            "program": self.entry.program,
+            "config": self.entry.config,
+            "edges": {edge.name: edge.limit for edge in self.entry.uses},
+            "disks": {disk: self._cp.disk_folder(self.name, disk) for disk in self.entry.disks},
+        }
+
+    def _not_loaded(self, refusal: Rejected) -> None:
+        if refusal.code == "bad-config":
+            self.misfits = tuple(self._cp.misfit(self.name, mistake) for mistake in refusal.detail)
+            self._kill("\n".join(map(str, self.misfits)))
+        else:
+            self._kill(refusal.text)
+
+    def _kill(self, trouble: str) -> None:
+        if self._trouble is None:
+            self._trouble = trouble
+        self._cp.host.signal(self.name, self.generation, signal.SIGKILL)
+
+    async def _end_when_asked(self) -> None:
+        """Ask, wait for a bounded time, force: each step is a record."""
+        await self._stop_asked.wait()
+        self._happen(Happening.STOP)
+        assert self._control is not None
+        with trio.move_on_after(self._cp.grace):
+            with contextlib.suppress(PathError):  # it is ending already
+                await self._control.call(["stop", {}])
+            await self._exited.wait()
+        if not self._exited.is_set():
+            self._cp.syslog.write(
+                NOTICE, f"{self.name} did not stop within {self._cp.grace:.0f} s and is ended by force"
+            )
+            self._cp.host.signal(self.name, self.generation, signal.SIGKILL)
+
+    def exited(self, exit: Exit) -> None:
+        """The host reports the end of the process of the present generation."""
+        if exit.generation == self.generation:
+            self._exit = exit
+            self._exited.set()
+
+    def _judge(self) -> Death:
+        exit = self._exit
+        assert exit is not None
+        code = os.waitstatus_to_exitcode(exit.status)
+        asked = self._stop_asked.is_set()
+        if self._trouble is not None:
+            return Death(self._trouble, asked, failed=True)
+        if code == 0:
+            return Death("asked to stop" if asked else "its program returned", asked, failed=False)
+        if code < 0:
+            return Death(f"killed by {_signal_name(-code)}", asked, failed=True)
+        said = exit.ended or self._cp.last_complaint(self.name, self.generation)
+        return Death(f"exit status {code}" + (f": {said}" if said else ""), asked, failed=True)
+
+    def _bury(self, death: Death) -> None:
+        self.cause = death.cause
+        in_order = death.asked or (not death.failed and self.entry.restart != "always")
+        exit = self._exit
+        fields: dict[str, Any] = {"cause": death.cause, "generation": self.generation}
+        if exit is not None:
+            fields |= {"pid": exit.pid, "status": exit.status, "peak_kib": exit.peak_kib}
+            fields |= {"user_s": round(exit.user_s, 3), "system_s": round(exit.system_s, 3)}
+        text = f"{self.name} {'stopped' if in_order else 'died'}: {death.cause}"
+        self._cp.syslog.write(INFO if in_order else ERROR, text, fields=fields)
+        if self.state in FINAL:
+            return
+        self._happen(Happening.FINISH if in_order else Happening.DIE, death.cause)
+
+    def ask_to_stop(self) -> None:
+        """Let the life end in order; :meth:`run` returns when it has."""
+        self._stop_asked.set()
+        if self.state in (State.DEFINED, State.BROKEN):
+            self._happen(Happening.STOP)
+
+    # -- the control path --------------------------------------------------------------------------------------------
+
+    async def _on_message(self, message: Message) -> Any:
+        close_all(message.descriptors)
+        match message.body:
+            case ["ready", {}]:
+                if self.state is State.STARTING:
+                    self._ready_at = time.monotonic()
+                    self._happen(Happening.READY)
+                return None
+            case ["connect", {"edge": str(name), "wait": bool(wait)}]:
+                return await self._connect(name, wait, message)
+        raise Rejected("unknown-verb", "the control program knows ready and connect")
+
+    async def _connect(self, name: str, wait: bool, message: Message) -> None:
+        edge = self._edges.get(name)
+        if edge is None:
+            # Its own runtime asks only for declared edges: this is a forged message, and a record.
+            self._cp.syslog.write(ERROR, f"{self.name} asked for an edge it has not: {name[:64]!r}")
+            raise AccessDenied(f"{self.name} has no edge {name[:64]!r}")
+        descriptor = await self._cp.switchboard.connect(self.name, edge, wait=wait)
+        try:
+            await message.reply(None, descriptors=(descriptor,))
+        finally:
+            os.close(descriptor)
+
+    async def offer(self, peer: str, limit: int, descriptor: int) -> None:
+        """Hand the machine its end of a new path; see :class:`~retinue.cp.switchboard.Target`."""
+        if self._control is None:
+            raise Rejected("not-ready", f"{self.name} is {self.state.value}")
+        await self._control.call(
+            ["offer", {"peer": peer, "limit": min(limit, wire.MAX_LIMIT)}], descriptors=(descriptor,)
+        )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,160 @@
+"""``*CP`` and ``*LOG`` as services: what may be asked of a running system, and by whom.
+
+Everybody asks in the same way, over a path: ``[verb, {arguments}]``. The operator at the socket may ask everything; a
+machine with an edge to ``*CP`` may look, one with an edge to ``*LOG`` may read and follow the records.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from retinue.cp.broadcast import Follower
+from retinue.pipes import AccessDenied, Message, Path, PathError, Rejected
+from retinue.pipes.message import close_all
+
+if TYPE_CHECKING:
+    from retinue.cp.system import ControlProgram
+
+# Records in one answer: what fits one message with room to spare.
+MOST_RECORDS: Final = 10_000
+# Items of a follower that are on their way at once.
+IN_FLIGHT: Final = 32
+
+ALL: Final = frozenset({"status", "ps", "logs", "follow", "down", "detach"})
+LOOK: Final = frozenset({"status", "ps"})
+READ: Final = frozenset({"logs", "follow"})
+
+Verb = Callable[["OperatorPath", dict[str, Any]], Awaitable[Any]]
+
+
+class OperatorPath:
+    """One path to the control program, with the verbs that whoever is at its other end may use."""
+
+    def __init__(self, cp: "ControlProgram", path: Path, allowed: frozenset[str], who: str) -> None:
+        self._cp = cp
+        self._path = path
+        self._allowed = allowed
+        self._who = who
+        self._nursery: trio.Nursery | None = None
+
+    async def serve(self) -> None:
+        """Answer until the path has ended."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await self._path.serve(self._handle)
+            nursery.cancel_scope.cancel()
+
+    async def _handle(self, message: Message) -> Any:
+        close_all(message.descriptors)
+        match message.body:
+            case [str(verb), dict(arguments)] if verb in _VERBS:
+                pass
+            case [str(verb), dict()]:
+                raise Rejected("unknown-verb", f"the control program does not know {verb[:64]!r}", sorted(_VERBS))
+            case _:
+                raise Rejected("bad-arguments", "a request is [verb, {arguments}]")
+        if verb not in self._allowed:
+            raise AccessDenied(f"{self._who} may not {verb}: it may {', '.join(sorted(self._allowed))}")
+        return await _VERBS[verb](self, arguments)
+
+    # -- the verbs -----------------------------------------------------------------------------------------------------
+
+    async def _status(self, arguments: dict[str, Any]) -> Any:
+        _take(arguments, {})
+        return self._cp.status()
+
+    async def _ps(self, arguments: dict[str, Any]) -> Any:
+        _take(arguments, {})
+        return {"system": self._cp.name, "state": self._cp.state, "machines": self._cp.listing()}
+
+    async def _logs(self, arguments: dict[str, Any]) -> Any:
+        machine, count = _take(arguments, {"machine": (str, None), "count": (int, 100)})
+        self._known(machine)
+        return {"records": await self._cp.records(machine, max(0, min(count, MOST_RECORDS)))}
+
+    async def _follow(self, arguments: dict[str, Any]) -> Any:
+        machine, events, records, after = _take(
+            arguments, {"machine": (str, None), "events": (bool, False), "records": (bool, True), "after": (int, None)}
+        )
+        self._known(machine)
+        assert self._nursery is not None
+        return {"seq": await self._nursery.start(self._follow_on, machine, events, records, after)}
+
+    async def _follow_on(
+        self,
+        machine: str | None,
+        events: bool,
+        records: bool,
+        after: int | None,
+        *,
+        task_status: trio.TaskStatus[int],
+    ) -> None:
+        syslog = self._cp.syslog
+
+        def wanted(item: Any) -> bool:
+            kind, content = item
+            if kind == "record":
+                return records and (machine is None or content["machine"] == machine)
+            return events and (machine is None or content["machine"] in (machine, None))
+
+        with syslog.broadcast.follow() as follower:
+            missed = syslog.recent(machine, MOST_RECORDS, after=after) if records and after is not None else []
+            task_status.started(syslog.last)
+            for record in missed:
+                await self._path.send(["record", record])
+            async with trio.open_nursery() as nursery:
+                slots = trio.CapacityLimiter(IN_FLIGHT)
+                async for item in follower.items:
+                    if wanted(item):
+                        await slots.acquire_on_behalf_of(item_key := object())
+                        nursery.start_soon(self._push, item, slots, item_key)
+                    await self._tell_lost(follower)
+
+    async def _push(self, item: Any, slots: trio.CapacityLimiter, key: object) -> None:
+        try:
+            await self._path.send(item)
+        except PathError:
+            pass  # the end of the path ends the follower as well
+        finally:
+            slots.release_on_behalf_of(key)
+
+    async def _tell_lost(self, follower: Follower) -> None:
+        if lost := follower.take_lost():
+            await self._path.send(["lost", {"count": lost}])
+
+    async def _down(self, arguments: dict[str, Any]) -> Any:
+        (force,) = _take(arguments, {"force": (bool, False)})
+        self._cp.stop("down", f"{self._who} ended it", force=force)
+
+    async def _detach(self, arguments: dict[str, Any]) -> Any:
+        _take(arguments, {})
+        self._cp.detach(self._path)
+
+    def _known(self, machine: str | None) -> None:
+        if machine is not None and machine != "CP" and machine not in self._cp.lives:
+            raise Rejected("unknown-machine", f"there is no machine {machine[:64]!r}", ["CP", *self._cp.lives])
+
+
+_VERBS: Final[dict[str, Verb]] = {
+    "status": OperatorPath._status,
+    "ps": OperatorPath._ps,
+    "logs": OperatorPath._logs,
+    "follow": OperatorPath._follow,
+    "down": OperatorPath._down,
+    "detach": OperatorPath._detach,
+}
+
+
+def _take(untrusted: dict[str, Any], expected: dict[str, tuple[type, Any]]) -> list[Any]:
+    """The arguments in the order of ``expected`` (name -> type and default); None passes for every type."""
+    for name in untrusted:
+        if name not in expected:
+            raise Rejected("bad-arguments", f"unknown argument {str(name)[:64]!r}", sorted(expected))
+    values = []
+    for name, (kind, default) in expected.items():
+        value = untrusted.get(name, default)
+        if value is not None and type(value) is not kind:
+            raise Rejected("bad-arguments", f"{name} must be {kind.__name__}")
+        values.append(default if value is None else value)
+    return values

@@ -1,0 +1,56 @@
+"""The states of a machine and what leads from one to the next, as a table."""
+
+from enum import StrEnum
+from typing import Final
+
+
+class State(StrEnum):
+    """Where a machine stands."""
+
+    DEFINED = "DEFINED"  # in the topology, never started
+    STARTING = "STARTING"  # it has a process, or is about to
+    READY = "READY"  # its program said so
+    STOPPING = "STOPPING"  # asked to stop
+    STOPPED = "STOPPED"  # ended in order, and stays so
+    ABEND = "ABEND"  # ended out of order
+    WAITING = "WAITING"  # will be started again after a pause
+    BROKEN = "BROKEN"  # ended out of order, and stays so
+
+
+class Happening(StrEnum):
+    """What can happen to a machine."""
+
+    START = "start"
+    READY = "ready"
+    STOP = "stop"  # the operator, or the end of the system
+    FINISH = "finish"  # its process ended as it should
+    DIE = "die"  # its process ended otherwise
+    PAUSE = "pause"
+    GIVE_UP = "give up"
+
+
+S, H = State, Happening
+
+TABLE: Final[dict[tuple[State, Happening], State]] = {
+    (S.DEFINED, H.START): S.STARTING,
+    (S.DEFINED, H.STOP): S.STOPPED,
+    (S.STARTING, H.READY): S.READY,
+    (S.STARTING, H.STOP): S.STOPPING,
+    (S.STARTING, H.FINISH): S.STOPPED,
+    (S.STARTING, H.DIE): S.ABEND,
+    (S.READY, H.STOP): S.STOPPING,
+    (S.READY, H.FINISH): S.STOPPED,
+    (S.READY, H.DIE): S.ABEND,
+    (S.STOPPING, H.FINISH): S.STOPPED,
+    (S.STOPPING, H.DIE): S.STOPPED,
+    (S.ABEND, H.START): S.STARTING,
+    (S.ABEND, H.STOP): S.STOPPED,
+    (S.ABEND, H.PAUSE): S.WAITING,
+    (S.ABEND, H.GIVE_UP): S.BROKEN,
+    (S.WAITING, H.START): S.STARTING,
+    (S.WAITING, H.STOP): S.STOPPED,
+    (S.BROKEN, H.STOP): S.STOPPED,
+}
+
+# A machine in one of these will not become ready by itself.
+FINAL: Final = frozenset({S.STOPPED, S.BROKEN})

@@ -1,0 +1,262 @@
+"""``*LOG``: where the records of all machines come together.
+
+Each machine writes into a descriptor whose other end is held here; it is read even when nobody wants the records and
+after the machine has died, so that a last word is kept. The control program stamps machine, generation and a sequence
+number. Records go to the followers, into a ring (for the system without a SYSLOG machine, and for the minutes in which
+it is not there) and, if the topology names one, to the machine that keeps them.
+"""
+
+import itertools
+import select
+import socket
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Any, Final
+
+import attrs
+import trio
+
+from retinue.cp.broadcast import Broadcast
+from retinue.pipes import Path, PathError, ProtocolViolation, Rejected, wire
+
+Record = dict[str, Any]
+
+# Records kept here: enough to explain a bad minute, some 5 MB of usual lines.
+RING: Final = 10_000
+# Records that wait for the SYSLOG machine while it is away; what is older is dropped, and counted.
+BACKLOG: Final = 50_000
+# Records in one message to SYSLOG: large enough that a transaction pays, small enough to be written in milliseconds.
+BATCH: Final = 500
+# Seconds until a batch that SYSLOG could not store is offered again.
+RETRY: Final = 1.0
+# Packets read from one machine before the others get their turn.
+TURN: Final = 64
+# Characters of one line of raw console text; a longer one becomes several records.
+MAX_LINE: Final = 8 * 1024
+
+# No record is from after the year 5138: a time beyond it is no time, and would not format as one.
+LATEST: Final = 1e11
+
+NOTICE, WARNING, ERROR, CRITICAL, INFO = 5, 4, 3, 2, 6
+
+
+@attrs.define
+class _Source:
+    """What is remembered of one machine's descriptor: the last number seen, and a console line without its end."""
+
+    machine: str
+    generation: int
+    number: int = 0
+    line: str = ""
+    decoder: wire.Decoder = attrs.field(factory=wire.Decoder)
+
+
+class Syslog:
+    """Takes, stamps and hands on the records of one system."""
+
+    def __init__(self) -> None:
+        self.run = uuid.uuid4().hex
+        """Tells the records of this run of the system from those of others: sequence numbers begin anew."""
+        self._numbers = itertools.count(1)
+        self._ring: deque[Record] = deque(maxlen=RING)
+        self.broadcast = Broadcast()
+        self._backlog: deque[Record] | None = None
+        self._dropped = 0
+        self._came = trio.Event()
+        self._stored = trio.Event()
+
+    # -- taking ----------------------------------------------------------------------------------------------------
+
+    def write(
+        self, severity: int, message: str, *, machine: str = "CP", generation: int = 0, fields: Any = None
+    ) -> Record:
+        """A record of the control program's own, or one it writes for a machine."""
+        return self._take(machine, generation, time.time(), severity, "retinue.cp", message, fields or {})
+
+    def _take(
+        self, machine: str, generation: int, when: float, severity: int, logger: str, message: str, fields: Any
+    ) -> Record:
+        record = {
+            "seq": next(self._numbers),
+            "time": when,
+            "machine": machine,
+            "generation": generation,
+            "severity": severity,
+            "logger": logger,
+            "message": message,
+            "fields": fields,
+        }
+        self._ring.append(record)
+        if self._backlog is not None:
+            if len(self._backlog) >= BACKLOG:
+                self._backlog.popleft()
+                self._dropped += 1
+            self._backlog.append(record)
+            self._came.set()
+        self.broadcast.publish(["record", record])
+        return record
+
+    async def read(self, machine: str, generation: int, sock: socket.socket) -> None:
+        """Read one machine's descriptor until its last holder is gone; takes the socket over."""
+        source = _Source(machine, generation)
+        with sock:
+            sock.setblocking(False)
+            buffer = memoryview(bytearray(wire.MAX_PACKET))
+            while True:
+                await trio.lowlevel.wait_readable(sock)
+                for _ in range(TURN):
+                    try:
+                        count = sock.recv_into(buffer)
+                    except BlockingIOError:
+                        break
+                    except ConnectionResetError:
+                        continue
+                    if count == 0 and _hung_up(sock):
+                        self._end_line(source)
+                        return
+                    self._packet(source, buffer[:count])
+                await trio.lowlevel.checkpoint()
+
+    def _packet(self, source: _Source, untrusted_packet: memoryview) -> None:
+        # 0x93 is the head of a SEND frame and never the first byte of a text in UTF-8.
+        if not untrusted_packet or untrusted_packet[0] != 0x93:
+            self._console(source, untrusted_packet)
+            return
+        try:
+            frames = source.decoder.decode(untrusted_packet)
+        except ProtocolViolation:
+            source.decoder = wire.Decoder()
+            self._console(source, untrusted_packet)
+            return
+        for frame in frames:
+            record = _checked(frame)
+            if record is None:
+                self._console(source, untrusted_packet)
+                return
+            self._gap(source, frame[1])
+            self._take(source.machine, source.generation, *record)
+
+    def _gap(self, source: _Source, untrusted_number: int) -> None:
+        missing = untrusted_number - source.number - 1
+        source.number = untrusted_number
+        if missing > 0:
+            text = f"-- {missing} records of {source.machine} lost: its log descriptor was full --"
+            self.write(
+                WARNING,
+                text,
+                machine=source.machine,
+                generation=source.generation,
+                fields={"lost": min(missing, 2**53)},
+            )
+
+    def _console(self, source: _Source, untrusted_text: memoryview) -> None:
+        *lines, source.line = (source.line + bytes(untrusted_text).decode("utf-8", "backslashreplace")).split("\n")
+        if len(source.line) > MAX_LINE:
+            lines.append(source.line)
+            source.line = ""
+        for line in lines:
+            self._line(source, line)
+
+    def _end_line(self, source: _Source) -> None:
+        if source.line:
+            self._line(source, source.line)
+            source.line = ""
+
+    def _line(self, source: _Source, line: str) -> None:
+        for start in range(0, max(len(line), 1), MAX_LINE):
+            part = line[start : start + MAX_LINE]
+            self._take(source.machine, source.generation, time.time(), NOTICE, "console", part, {})
+
+    # -- giving ----------------------------------------------------------------------------------------------------
+
+    def recent(self, machine: str | None, count: int, *, after: int = 0) -> list[Record]:
+        """The newest records of the ring, oldest first, of one machine or of all."""
+        found: list[Record] = []
+        for record in reversed(self._ring):
+            if record["seq"] <= after or len(found) >= count:
+                break
+            if machine is None or record["machine"] == machine:
+                found.append(record)
+        found.reverse()
+        return found
+
+    @property
+    def last(self) -> int:
+        """The sequence number of the newest record; 0 before the first."""
+        return self._ring[-1]["seq"] if self._ring else 0
+
+    # -- keeping ---------------------------------------------------------------------------------------------------
+
+    async def keep(self, connect: Callable[[], AbstractAsyncContextManager[Path]]) -> None:
+        """Hand every record, from the first one on, to the machine that keeps them; runs until it is cancelled.
+
+        ``connect`` opens a path to that machine, waiting while it is not there. A batch leaves the backlog when the
+        machine has answered that it is stored.
+        """
+        self._backlog = deque(self._ring, BACKLOG)
+        while True:
+            with suppress(PathError):  # it died, or was not ready after all: again
+                async with connect() as path:
+                    await self._pour(path)
+
+    async def _pour(self, path: Path) -> None:
+        backlog = self._backlog
+        assert backlog is not None
+        while True:
+            while not backlog:
+                self._came = trio.Event()
+                await self._came.wait()
+            if self._dropped:
+                dropped, self._dropped = self._dropped, 0
+                text = f"-- {dropped} records lost: the syslog machine was away for too long --"
+                self.write(WARNING, text, fields={"lost": dropped})
+            batch = list(itertools.islice(backlog, BATCH))
+            try:
+                await path.call(["store", {"run": self.run, "records": batch}])
+            except Rejected:
+                # It said why in a record of its own; the batch stays here until its disk takes it.
+                await trio.sleep(RETRY)
+                continue
+            last = batch[-1]["seq"]
+            while backlog and backlog[0]["seq"] <= last:
+                backlog.popleft()
+            self._stored.set()
+            self._stored = trio.Event()
+
+    async def settle(self) -> None:
+        """Until every record there is now has been stored; at once when nobody keeps them."""
+        last = self.last
+        while self._backlog and self._backlog[0]["seq"] <= last:
+            await self._stored.wait()
+
+    @property
+    def unkept(self) -> int:
+        """How many records wait for the machine that keeps them."""
+        return len(self._backlog) if self._backlog is not None else 0
+
+
+def _hung_up(sock: socket.socket) -> bool:
+    """Whether an empty read is the end; a machine may also write an empty packet."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return any(event & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0))
+
+
+def _checked(untrusted_frame: wire.Frame) -> tuple[float, int, str, str, dict[str, Any]] | None:
+    """The content of a record's frame, or None when it is something else."""
+    if untrusted_frame[0] != wire.Kind.SEND or len(untrusted_frame) != 3:
+        return None
+    body = untrusted_frame[2]
+    if type(body) is not list or len(body) != 5:
+        return None
+    when, severity, logger, message, fields = body
+    if type(when) is not float or type(severity) is not int or not 0 <= severity <= 7:
+        return None
+    if type(logger) is not str or type(message) is not str or type(fields) is not dict:
+        return None
+    if not 0.0 <= when < LATEST or not all(type(key) is str for key in fields):
+        return None
+    return when, severity, logger[:256], message, fields

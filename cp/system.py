@@ -1,0 +1,354 @@
+"""The control program: one running system."""
+
+import os
+import pathlib
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import trio
+
+from retinue.cp import directory
+from retinue.cp.errors import ConfigRejected, Misfit, StartFailed
+from retinue.cp.host.interface import Host, SavedSystemDied, Terminate
+from retinue.cp.life import GRACE, Life
+from retinue.cp.operator import ALL, LOOK, READ, OperatorPath
+from retinue.cp.operator_socket import StrangePeer, check_peer
+from retinue.cp.states import FINAL, State
+from retinue.cp.switchboard import Switchboard
+from retinue.cp.syslog import CRITICAL, ERROR, INFO, NOTICE, WARNING, Syslog
+from retinue.pipes import Path, PathError, SocketTransport
+
+EXIT_FAILED: Final = 1
+EXIT_CONFIG: Final = 78  # EX_CONFIG
+
+# Seconds a query of the kept records may take before the ring answers instead.
+QUERY_LIMIT: Final = 10.0
+
+
+class ControlProgram:
+    """Brings a system up, keeps it as declared and takes it down."""
+
+    def __init__(
+        self, topology: directory.Directory, host: Host, state_folder: pathlib.Path, nursery: trio.Nursery
+    ) -> None:
+        self.topology = topology
+        self.name = topology.system.name
+        self.host = host
+        self.grace = GRACE
+        self.state = "STARTING"
+        self.was_ready = False
+        self.code = directory.code_folders(topology)
+        self.syslog = Syslog()
+        self.lives = {entry.name: Life(entry, self) for entry in topology.machines}
+        self.switchboard = Switchboard(
+            dict(self.lives), {"*CP": self._serve_star(LOOK), "*LOG": self._serve_star(READ)}, nursery
+        )
+        self._state_folder = state_folder
+        self._since = time.time()
+        self._nursery = nursery
+        self._failed: list[tuple[Life, str]] = []
+        self._stopping = False
+        self._console: Path | None = None
+        self._keeping: Path | None = None
+
+    # -- the whole ---------------------------------------------------------------------------------------------------
+
+    async def run(self, console: socket.socket, operators: socket.socket) -> None:
+        """Run the system to its end. ``console`` is the path of whoever started it, ``operators`` listens for more."""
+        for layer in self.host.seal_report():
+            if not layer.present:
+                self.syslog.write(WARNING, f"the seal of {layer.system} machines lacks {layer.layer}: {layer.why}")
+        self._make_disks()
+        self._nursery.start_soon(self._read_exits)
+        self._nursery.start_soon(self._read_host_events)
+        self._nursery.start_soon(self.switchboard.watch)
+        self._nursery.start_soon(self._serve_console, console)
+        self._nursery.start_soon(self._accept_operators, operators)
+        if self.topology.system.syslog is not None:
+            self._nursery.start_soon(self._keep_records, self.lives[self.topology.system.syslog])
+        async with trio.open_nursery() as machines:
+            for life in self.lives.values():
+                machines.start_soon(life.run)
+            machines.start_soon(self._expect_ready)
+
+    async def _expect_ready(self) -> None:
+        for life in self.lives.values():
+            await life.wait_for(lambda state: state is State.READY or state in FINAL)
+        if not self._stopping:
+            self.was_ready = True
+            self._turn("READY")
+
+    def _turn(self, state: str, cause: str | None = None, exit_code: int | None = None) -> None:
+        previous, self.state = self.state, state
+        self.announce(None, None, state, previous, cause, exit_code)
+
+    def announce(
+        self,
+        machine: str | None,
+        generation: int | None,
+        state: str,
+        previous: str,
+        cause: str | None,
+        exit_code: int | None = None,
+    ) -> None:
+        """Tell everybody who follows that the state of a machine (or of the system) has changed; leaves a record."""
+        event = {"time": time.time(), "machine": machine, "generation": generation}
+        event |= {"state": state, "previous": previous, "cause": cause}
+        if exit_code is not None:
+            event["exit_code"] = exit_code
+        self.syslog.broadcast.publish(["event", event])
+        who = machine or f"the system {self.name}"
+        bad = state in ("ABEND", "BROKEN", "FAILED")
+        fields = {"event": state, "of": machine, "generation": generation}
+        text = f"{who} is {state}" + (f": {cause}" if cause else "")
+        self.syslog.write(ERROR if bad else INFO, text, fields=fields)
+
+    # -- start ---------------------------------------------------------------------------------------------------------
+
+    def _make_disks(self) -> None:
+        for life in self.lives.values():
+            for disk in life.entry.disks:
+                pathlib.Path(self.disk_folder(life.name, disk)).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def disk_folder(self, machine: str, disk: str) -> str:
+        """The folder of a machine's disk."""
+        return str(self._state_folder / "disks" / machine / disk)
+
+    async def turn_of(self, life: Life) -> None:
+        """Until a loaded machine may run: at the first start every program is loaded; always its servers are there."""
+        if not self.was_ready:
+            for other in self.lives.values():
+                await other.settled.wait()
+            if self._failed:
+                await trio.sleep_forever()
+        for server in self.servers_of(life):
+            await server.wait_for(lambda state: state is State.READY or state in FINAL)
+
+    def servers_of(self, life: Life) -> list[Life]:
+        """The machines that must be ready before this one; SYSLOG before everybody."""
+        names = {edge.to for edge in life.entry.uses if not edge.star and not edge.lazy}
+        keeper = self.topology.system.syslog
+        if keeper is not None and keeper != life.name:
+            names.add(keeper)
+        return [self.lives[name] for name in names]
+
+    def first_start_failed(self, life: Life, cause: str) -> None:
+        """A machine could not be started when the system was: the system does not start."""
+        self._failed.append((life, cause))
+        if len(self._failed) == 1:
+            self._nursery.start_soon(self._fail)
+
+    async def _fail(self) -> None:
+        # Others may fail to load as well: tell everything at once.
+        for life in self.lives.values():
+            await life.settled.wait()
+        misfits = tuple(misfit for life, _ in self._failed for misfit in life.misfits)
+        error: Exception
+        if misfits:
+            error, code = ConfigRejected(misfits), EXIT_CONFIG
+        else:
+            error, code = StartFailed(self._failed[0][0].name, self._failed[0][1]), EXIT_FAILED
+        self._turn("FAILED", str(error), code)
+        await self._stop_machines()
+        self.host.end("failed", str(error), code)
+
+    def misfit(self, machine: str, untrusted_mistake: dict[str, Any]) -> Misfit:
+        """A mistake that a program found in its config, with the line of the topology file."""
+        keys = tuple(key for key in untrusted_mistake.get("keys", ()) if isinstance(key, str | int))
+        line = self.topology.line("machines", machine, "config", *keys)
+        return Misfit(self.topology.path.name, line, machine, keys, str(untrusted_mistake.get("text", "")))
+
+    # -- stop ----------------------------------------------------------------------------------------------------------
+
+    def stop(self, how: str, text: str, *, force: bool = False) -> None:
+        """Take the system down: in order, or with ``force`` at once. Once begun it cannot be called off."""
+        if force:
+            self.host.end(how, text + ", by force", 0 if how == "down" else EXIT_FAILED)
+        elif not self._stopping and not self._failed:
+            self._stopping = True
+            self._nursery.start_soon(self._take_down, how, text)
+
+    async def _take_down(self, how: str, text: str) -> None:
+        self._turn("STOPPING", text)
+        await self._stop_machines()
+        self._turn("STOPPED")
+        self.host.end(how, text, 0)
+
+    async def _stop_machines(self) -> None:
+        """Each machine after everybody who uses it; SYSLOG last, so that it hears of everything."""
+        self._stopping = True
+        async with trio.open_nursery() as nursery:
+            for life in self.lives.values():
+                nursery.start_soon(self._stop_machine, life)
+
+    async def _stop_machine(self, life: Life) -> None:
+        for user in self.lives.values():
+            if user is not life and life in self.servers_of(user):
+                await user.wait_for(lambda state: state in FINAL or state is State.ABEND)
+        if life.name == self.topology.system.syslog and self._keeping is not None:
+            with trio.move_on_after(self.grace):
+                await self.syslog.settle()
+        life.ask_to_stop()
+        await life.wait_for(lambda state: state in FINAL or state is State.ABEND)
+
+    # -- what the host tells -------------------------------------------------------------------------------------------
+
+    async def _read_exits(self) -> None:
+        async for exit in self.host.exits:
+            life = self.lives.get(exit.machine)
+            if life is not None:
+                life.exited(exit)
+
+    async def _read_host_events(self) -> None:
+        async for event in self.host.events:
+            match event:
+                case Terminate():
+                    self.stop("terminated", "the nucleus was asked to end by a signal")
+                case SavedSystemDied():
+                    self.syslog.write(CRITICAL, f"the saved system {event.system} died: {event.text}")
+                    self._turn("FAILED", f"the saved system died: {event.text}", EXIT_FAILED)
+
+    # -- operators -----------------------------------------------------------------------------------------------------
+
+    async def _serve_console(self, console: socket.socket) -> None:
+        """The path of whoever started the system; until it is detached, its end is the end of the system."""
+        path = self._console = Path(SocketTransport(console), name="console", peer="the starter")
+        await self._serve_operator(path, "the console")
+        if self._console is path:
+            self.stop("console-lost", "the console is gone")
+
+    def detach(self, path: Path) -> None:
+        """The system goes on without its console."""
+        if path is self._console:
+            self._console = None
+
+    async def _accept_operators(self, listener: socket.socket) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            try:
+                sock, _ = listener.accept()
+            except BlockingIOError:
+                continue
+            except OSError as exc:
+                self.syslog.write(ERROR, f"an operator could not be let in: {exc}")
+                await trio.sleep(1)  # out of descriptors: an empty table does not come from asking at once again
+                continue
+            try:
+                peer = check_peer(sock)
+            except StrangePeer as exc:
+                self.syslog.write(WARNING, f"an operator was turned away: {exc}")
+                sock.close()
+                continue
+            path = Path(SocketTransport(sock), name="operator", peer=f"process {peer.pid}")
+            self._nursery.start_soon(self._serve_operator, path, f"the operator (process {peer.pid}, user {peer.uid})")
+
+    async def _serve_operator(self, path: Path, who: str) -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(path.run)
+            await OperatorPath(self, path, ALL, who).serve()
+            nursery.cancel_scope.cancel()
+
+    def _serve_star(self, allowed: frozenset[str]) -> Any:
+        async def serve(machine: str, path: Path) -> None:
+            await OperatorPath(self, path, allowed, machine).serve()
+
+        return serve
+
+    # -- records -------------------------------------------------------------------------------------------------------
+
+    async def _keep_records(self, keeper: Life) -> None:
+        @asynccontextmanager
+        async def connect() -> AsyncIterator[Path]:
+            await keeper.wait_for(lambda state: state is State.READY)
+            async with self.switchboard.open_to("*LOG", keeper) as path:
+                self._keeping = path
+                try:
+                    yield path
+                finally:
+                    self._keeping = None
+
+        await self.syslog.keep(connect)
+
+    async def records(self, machine: str | None, count: int) -> list[dict[str, Any]]:
+        """The newest records, oldest first: from the machine that keeps them, else from the control program's ring."""
+        if (path := self._keeping) is not None:
+            with trio.move_on_after(QUERY_LIMIT):
+                try:
+                    await self.syslog.settle()
+                    answer = await path.call(["query", {"machine": machine, "count": count}])
+                    return list(answer["records"])
+                except PathError as exc:
+                    self.syslog.write(NOTICE, f"the syslog machine did not answer a query: {exc}")
+        return self.syslog.recent(machine, count)
+
+    def last_complaint(self, machine: str, generation: int) -> str | None:
+        """The last line of a machine's newest record that is an error or worse."""
+        for record in reversed(self.syslog.recent(machine, 100)):
+            if record["generation"] == generation and record["severity"] <= ERROR:
+                return str(record["message"]).rstrip().rpartition("\n")[2][:500]
+        return None
+
+    # -- listings ------------------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """The system as a whole, for the verb ``status``."""
+        from retinue import __version__
+
+        return {
+            "system": self.name,
+            "state": self.state,
+            "topology": str(self.topology.path),
+            "nucleus_pid": os.getppid(),
+            "cp_pid": os.getpid(),
+            "since": self._since,
+            "version": __version__,
+            "paths": self.switchboard.open_paths,
+            "unkept_records": self.syslog.unkept,
+            "seal": [
+                {"system": layer.system, "layer": layer.layer, "present": layer.present, "why": layer.why}
+                for layer in self.host.seal_report()
+            ],
+        }
+
+    def listing(self) -> list[dict[str, Any]]:
+        """Every machine, for the verb ``ps``. Sizes in bytes, times in seconds."""
+        now = time.monotonic()
+        return [
+            {
+                "name": life.name,
+                "state": life.state.value,
+                "pid": life.pid,
+                "generation": life.generation,
+                "storage": {"limit": life.entry.storage, "resident": _resident(life.pid)},
+                "uptime": None if life.born_at is None else round(now - life.born_at, 3),
+                "restarts": life.restarts,
+                "kind": life.entry.kind,
+                "program": life.entry.program,
+                "network": life.entry.network,
+                "uses": [{"name": edge.name, "to": edge.to} for edge in life.entry.uses],
+                "cause": life.cause,
+                "seal": list(life.seal),
+            }
+            for life in self.lives.values()
+        ]
+
+
+def _resident(pid: int | None) -> int | None:
+    """Bytes of real storage a process keeps, shared pages in proportion (proc(5), smaps_rollup); None if it is gone."""
+    if not pid:
+        return None
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as rollup:
+            for line in rollup:
+                if line.startswith(b"Pss:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None
