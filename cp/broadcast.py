@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import trio
 
-# Items a follower may be behind before it loses some: a screenful of a busy second, some MB at the most.
-BEHIND: Final = 10_000
+# Items a follower may be behind before it loses some: a busy second of a system.
+BEHIND: Final = 4_000
 
 
 class Follower:

@@ -14,13 +14,23 @@ import attrs
 import trio
 
 from retinue.cp.backoff import Backoff
-from retinue.cp.directory import MachineEntry
+from retinue.cp.directory import MachineEntry, code_folders
 from retinue.cp.errors import Misfit
 from retinue.cp.host.errors import SpawnFailed
 from retinue.cp.host.interface import Birth, Exit
 from retinue.cp.states import FINAL, TABLE, Happening, State
 from retinue.cp.syslog import ERROR, INFO, NOTICE
-from retinue.pipes import AccessDenied, Message, Path, PathError, Rejected, SocketTransport, socket_pair, wire
+from retinue.pipes import (
+    AccessDenied,
+    Message,
+    Path,
+    PathError,
+    PathSevered,
+    Rejected,
+    SocketTransport,
+    socket_pair,
+    wire,
+)
 from retinue.pipes.message import close_all
 
 if TYPE_CHECKING:
@@ -30,6 +40,8 @@ if TYPE_CHECKING:
 START_LIMIT: Final = 60.0
 # Seconds a machine has to finish what it has begun when it is asked to stop.
 GRACE: Final = 10.0
+# Seconds a machine that has closed its control path may take to end.
+LEAVING: Final = 5.0
 # Seconds to read what a dead machine has left in its log descriptor.
 LAST_WORDS: Final = 2.0
 # Messages a machine may have outstanding on its control path: connects wait there while a target restarts.
@@ -151,6 +163,7 @@ class Life:
             nursery.start_soon(self._control.serve, self._on_message)
             nursery.start_soon(self._bring_up)
             nursery.start_soon(self._end_when_asked)
+            nursery.start_soon(self._end_without_control, self._control)
             await self._exited.wait()
             self._control.sever()
             # Before anybody can connect again: nobody must be left with a path to the dead.
@@ -168,7 +181,7 @@ class Life:
             network=self.entry.network,
             storage=self.entry.storage,
             disks=tuple(self._cp.disk_folder(self.name, disk) for disk in self.entry.disks),
-            code=self._cp.code,
+            code=code_folders(self._cp.topology, self.entry),
         )
 
     async def _bring_up(self) -> None:
@@ -227,6 +240,18 @@ class Life:
                 NOTICE, f"{self.name} did not stop within {self._cp.grace:.0f} s and is ended by force"
             )
             self._cp.host.signal(self.name, self.generation, signal.SIGKILL)
+
+    async def _end_without_control(self, control: Path) -> None:
+        """A machine that cannot be told anything any more is ended."""
+        await control.wait_severed()
+        why = control.severed
+        if isinstance(why, PathSevered) and why.code == "violation":
+            self._kill(f"it broke the protocol on its control path: {why.text}")
+        # Otherwise it is most likely ending just now, and its exit says more than we could.
+        with trio.move_on_after(LEAVING):
+            await self._exited.wait()
+        if not self._exited.is_set():
+            self._kill("it closed its control path and did not end")
 
     def exited(self, exit: Exit) -> None:
         """The host reports the end of the process of the present generation."""

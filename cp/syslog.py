@@ -6,12 +6,10 @@ number. Records go to the followers, into a ring (for the system without a SYSLO
 it is not there) and, if the topology names one, to the machine that keeps them.
 """
 
-import itertools
 import select
 import socket
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, Final
@@ -20,16 +18,18 @@ import attrs
 import trio
 
 from retinue.cp.broadcast import Broadcast
+from retinue.cp.ring import Record, Ring
 from retinue.pipes import Path, PathError, ProtocolViolation, Rejected, wire
 
-Record = dict[str, Any]
-
-# Records kept here: enough to explain a bad minute, some 5 MB of usual lines.
+# Records kept here, and their bytes: enough to explain a bad minute, little beside the control program itself.
 RING: Final = 10_000
+RING_ROOM: Final = 8 * 1024 * 1024
 # Records that wait for the SYSLOG machine while it is away; what is older is dropped, and counted.
 BACKLOG: Final = 50_000
+BACKLOG_ROOM: Final = 32 * 1024 * 1024
 # Records in one message to SYSLOG: large enough that a transaction pays, small enough to be written in milliseconds.
 BATCH: Final = 500
+BATCH_ROOM: Final = 1024 * 1024
 # Seconds until a batch that SYSLOG could not store is offered again.
 RETRY: Final = 1.0
 # Packets read from one machine before the others get their turn.
@@ -60,10 +60,11 @@ class Syslog:
     def __init__(self) -> None:
         self.run = uuid.uuid4().hex
         """Tells the records of this run of the system from those of others: sequence numbers begin anew."""
-        self._numbers = itertools.count(1)
-        self._ring: deque[Record] = deque(maxlen=RING)
+        self._last = 0
+        self._ring = Ring(RING, RING_ROOM)
+        self._buffer = memoryview(bytearray(wire.MAX_PACKET))
         self.broadcast = Broadcast()
-        self._backlog: deque[Record] | None = None
+        self._backlog: Ring | None = None
         self._dropped = 0
         self._came = trio.Event()
         self._stored = trio.Event()
@@ -80,7 +81,7 @@ class Syslog:
         self, machine: str, generation: int, when: float, severity: int, logger: str, message: str, fields: Any
     ) -> Record:
         record = {
-            "seq": next(self._numbers),
+            "seq": self._last + 1,
             "time": when,
             "machine": machine,
             "generation": generation,
@@ -89,12 +90,10 @@ class Syslog:
             "message": message,
             "fields": fields,
         }
+        self._last += 1
         self._ring.append(record)
         if self._backlog is not None:
-            if len(self._backlog) >= BACKLOG:
-                self._backlog.popleft()
-                self._dropped += 1
-            self._backlog.append(record)
+            self._dropped += self._backlog.append(record)
             self._came.set()
         self.broadcast.publish(["record", record])
         return record
@@ -104,12 +103,12 @@ class Syslog:
         source = _Source(machine, generation)
         with sock:
             sock.setblocking(False)
-            buffer = memoryview(bytearray(wire.MAX_PACKET))
+            buffer = self._buffer  # shared: nothing in it is kept over a checkpoint
             while True:
                 await trio.lowlevel.wait_readable(sock)
                 for _ in range(TURN):
                     try:
-                        count = sock.recv_into(buffer)
+                        count, _, flags, _ = sock.recvmsg_into([buffer])
                     except BlockingIOError:
                         break
                     except ConnectionResetError:
@@ -118,6 +117,9 @@ class Syslog:
                         self._end_line(source)
                         return
                     self._packet(source, buffer[:count])
+                    if flags & socket.MSG_TRUNC:
+                        text = f"-- a line of {machine} was cut: it wrote more than {wire.MAX_PACKET} bytes at once --"
+                        self.write(WARNING, text, machine=machine, generation=generation)
                 await trio.lowlevel.checkpoint()
 
     def _packet(self, source: _Source, untrusted_packet: memoryview) -> None:
@@ -186,7 +188,7 @@ class Syslog:
     @property
     def last(self) -> int:
         """The sequence number of the newest record; 0 before the first."""
-        return self._ring[-1]["seq"] if self._ring else 0
+        return self._last
 
     # -- keeping ---------------------------------------------------------------------------------------------------
 
@@ -196,7 +198,7 @@ class Syslog:
         ``connect`` opens a path to that machine, waiting while it is not there. A batch leaves the backlog when the
         machine has answered that it is stored.
         """
-        self._backlog = deque(self._ring, BACKLOG)
+        self._backlog = Ring(BACKLOG, BACKLOG_ROOM, self._ring)
         while True:
             with suppress(PathError):  # it died, or was not ready after all: again
                 async with connect() as path:
@@ -213,23 +215,21 @@ class Syslog:
                 dropped, self._dropped = self._dropped, 0
                 text = f"-- {dropped} records lost: the syslog machine was away for too long --"
                 self.write(WARNING, text, fields={"lost": dropped})
-            batch = list(itertools.islice(backlog, BATCH))
+            batch = backlog.oldest(BATCH, BATCH_ROOM)
             try:
                 await path.call(["store", {"run": self.run, "records": batch}])
             except Rejected:
                 # It said why in a record of its own; the batch stays here until its disk takes it.
                 await trio.sleep(RETRY)
                 continue
-            last = batch[-1]["seq"]
-            while backlog and backlog[0]["seq"] <= last:
-                backlog.popleft()
+            backlog.drop_to(batch[-1]["seq"])
             self._stored.set()
             self._stored = trio.Event()
 
     async def settle(self) -> None:
         """Until every record there is now has been stored; at once when nobody keeps them."""
         last = self.last
-        while self._backlog and self._backlog[0]["seq"] <= last:
+        while self._backlog and self._backlog.first <= last:
             await self._stored.wait()
 
     @property

@@ -40,7 +40,6 @@ class ControlProgram:
         self.grace = GRACE
         self.state = "STARTING"
         self.was_ready = False
-        self.code = directory.code_folders(topology)
         self.syslog = Syslog()
         self.lives = {entry.name: Life(entry, self) for entry in topology.machines}
         self.switchboard = Switchboard(
@@ -51,6 +50,7 @@ class ControlProgram:
         self._nursery = nursery
         self._failed: list[tuple[Life, str]] = []
         self._stopping = False
+        self._over = trio.Event()
         self._console: Path | None = None
         self._keeping: Path | None = None
 
@@ -59,7 +59,7 @@ class ControlProgram:
     async def run(self, console: socket.socket, operators: socket.socket) -> None:
         """Run the system to its end. ``console`` is the path of whoever started it, ``operators`` listens for more."""
         for layer in self.host.seal_report():
-            if not layer.present:
+            if layer.system == "sealed" and not layer.present:
                 self.syslog.write(WARNING, f"the seal of {layer.system} machines lacks {layer.layer}: {layer.why}")
         self._make_disks()
         self._nursery.start_soon(self._read_exits)
@@ -73,6 +73,9 @@ class ControlProgram:
             for life in self.lives.values():
                 machines.start_soon(life.run)
             machines.start_soon(self._expect_ready)
+            machines.start_soon(self._expect_end)
+            await self._over.wait()
+            machines.cancel_scope.cancel()
 
     async def _expect_ready(self) -> None:
         for life in self.lives.values():
@@ -80,6 +83,21 @@ class ControlProgram:
         if not self._stopping:
             self.was_ready = True
             self._turn("READY")
+
+    async def _expect_end(self) -> None:
+        """A system in which nothing runs any more, and nothing will, has ended."""
+        for life in self.lives.values():
+            await life.wait_for(lambda state: state in FINAL)
+        if not self._stopping and not self._failed:
+            broken = [life.name for life in self.lives.values() if life.state is State.BROKEN]
+            text = f"every machine has ended, {', '.join(broken)} out of order" if broken else "every machine has ended"
+            self._turn("STOPPED", text)
+            self._end("finished", text, EXIT_FAILED if broken else 0)
+
+    def _end(self, how: str, text: str, exit_code: int) -> None:
+        """The last word: the nucleus removes what is left, the control program leaves."""
+        self.host.end(how, text, exit_code)
+        self._over.set()
 
     def _turn(self, state: str, cause: str | None = None, exit_code: int | None = None) -> None:
         previous, self.state = self.state, state
@@ -153,7 +171,7 @@ class ControlProgram:
             error, code = StartFailed(self._failed[0][0].name, self._failed[0][1]), EXIT_FAILED
         self._turn("FAILED", str(error), code)
         await self._stop_machines()
-        self.host.end("failed", str(error), code)
+        self._end("failed", str(error), code)
 
     def misfit(self, machine: str, untrusted_mistake: dict[str, Any]) -> Misfit:
         """A mistake that a program found in its config, with the line of the topology file."""
@@ -166,7 +184,7 @@ class ControlProgram:
     def stop(self, how: str, text: str, *, force: bool = False) -> None:
         """Take the system down: in order, or with ``force`` at once. Once begun it cannot be called off."""
         if force:
-            self.host.end(how, text + ", by force", 0 if how == "down" else EXIT_FAILED)
+            self._end(how, text + ", by force", 0 if how == "down" else EXIT_FAILED)
         elif not self._stopping and not self._failed:
             self._stopping = True
             self._nursery.start_soon(self._take_down, how, text)
@@ -175,7 +193,7 @@ class ControlProgram:
         self._turn("STOPPING", text)
         await self._stop_machines()
         self._turn("STOPPED")
-        self.host.end(how, text, 0)
+        self._end(how, text, 0)
 
     async def _stop_machines(self) -> None:
         """Each machine after everybody who uses it; SYSLOG last, so that it hears of everything."""

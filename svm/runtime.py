@@ -36,6 +36,7 @@ class Runtime:
         self._nursery = nursery
         self._machine: Machine[Any] | None = None
         self._program: program.Program | None = None
+        self._running = False
         self._main_scope = trio.CancelScope()
         self.exit_code = EXIT_OK
         self._verbs = {"load": self._load, "start": self._start, "offer": self._offer, "stop": self._stop}
@@ -71,6 +72,7 @@ class Runtime:
         )
 
     async def _start(self, _: dict[str, Any], message: Message) -> None:
+        self._running = True
         self._nursery.start_soon(self._run_main)
 
     async def _offer(self, arguments: dict[str, Any], message: Message) -> None:
@@ -81,7 +83,7 @@ class Runtime:
         await self._machine.offer(arguments["peer"], arguments["limit"], descriptor)
 
     async def _stop(self, _: dict[str, Any], message: Message) -> None:
-        if self._machine is None or self._program is None:
+        if self._machine is None or not self._running:
             self._nursery.cancel_scope.cancel()
             return
         self._machine.stop()

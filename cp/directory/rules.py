@@ -1,0 +1,94 @@
+"""The rules that no machine of a topology file can break alone.
+
+Each function checks one of them over all machines, right or wrong, and reports what it finds.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+from retinue.cp.directory import programs
+from retinue.cp.directory.model import STAR_SERVICES, MachineEntry, System
+from retinue.cp.directory.order import cycles
+from retinue.cp.directory.positions import KeyPath
+from retinue.cp.directory.table import Mistakes, did_you_mean, listed, quoted
+
+
+def check_targets(mistakes: Mistakes, machines: Sequence[MachineEntry]) -> None:
+    """Every edge leads to a machine of the file or to a star service."""
+    names = [machine.name for machine in machines]
+    for machine in machines:
+        for edge in machine.uses:
+            if edge.to in names or edge.to in STAR_SERVICES:
+                continue
+            if edge.star:
+                message = f"there is no star service {quoted(edge.to)}"
+                hint = did_you_mean(edge.to, STAR_SERVICES)
+            else:
+                message = f"there is no machine {quoted(edge.to)}"
+                hint = did_you_mean(edge.to, [name for name in names if name != machine.name])
+            path: KeyPath = ("machines", machine.name, "uses", edge.name, "to")
+            mistakes.add(path, path[:3], f"{edge.name}: {message}", hint)
+
+
+def check_syslog(mistakes: Mistakes, system: System, machines: Sequence[MachineEntry]) -> None:
+    """The syslog machine exists, and it waits for no other since it starts first."""
+    names = [machine.name for machine in machines]
+    if system.syslog is not None and names and system.syslog not in names:
+        message = f"syslog: there is no machine {quoted(system.syslog)}"
+        mistakes.add(("system", "syslog"), ("system",), message, did_you_mean(system.syslog, names))
+    for machine in machines:
+        for edge in machine.uses if machine.name == system.syslog else ():
+            if edge.to in names and not edge.lazy:
+                path: KeyPath = ("machines", machine.name, "uses", edge.name)
+                message = f"{edge.name}: the syslog machine starts before all others and cannot wait for {edge.to}"
+                hint = f'write uses.{edge.name} = {{ to = "{edge.to}", lazy = true }}'
+                mistakes.add(path, path[:3], message, hint)
+
+
+def check_network(mistakes: Mistakes, machines: Sequence[MachineEntry]) -> None:
+    """At most one machine has the network."""
+    connected = [machine.name for machine in machines if machine.network]
+    for name in connected[1:]:
+        first = connected[0]
+        path: KeyPath = ("machines", name, "network")
+        place = mistakes.place("machines", first, "network")
+        message = f"{name} and {first} ({place}) both have the network, and only one machine can"
+        mistakes.add(path, path[:2], message, "let one of them use the other by an edge")
+
+
+def check_order(mistakes: Mistakes, system: System, machines: Sequence[MachineEntry]) -> None:
+    """The start order has no cycle."""
+    # What the syslog machine waits for is a mistake of its own, and no cycle goes through it once that is cured.
+    uses = {machine.name: machine.uses for machine in machines if machine.name != system.syslog}
+    for cycle in cycles(uses):
+        steps = []
+        for step in cycle:
+            places = [
+                f"{edge.name} ({mistakes.place('machines', step.machine, 'uses', edge.name)})" for edge in step.edges
+            ]
+            steps.append(f"{step.machine} uses {step.to} as {listed(places)}")
+        path: KeyPath = ("machines", cycle[0].machine, "uses", cycle[0].edges[0].name)
+        message = f"the start order has a cycle: {', '.join(steps)}"
+        edge = cycle[-1].edges[0]
+        hint = f'make one of them lazy, as in uses.{edge.name} = {{ to = "{edge.to}", lazy = true }}'
+        mistakes.add(path, path[:3], message, hint)
+
+
+def check_programs(mistakes: Mistakes, system: System, machines: Sequence[MachineEntry], folder: pathlib.Path) -> None:
+    """Every program can be found and has its entry, and those in ``folder`` lie in a folder of their own."""
+    for index, module in enumerate(system.preload):
+        if problem := programs.check_preload(module, folder):
+            path: KeyPath = ("system", "preload", index)
+            mistakes.add(path, ("system",), f"preload: {problem.message}", problem.hint)
+    refused = programs.broad(folder)
+    for machine in machines:
+        if not machine.program:
+            continue
+        path = ("machines", machine.name, machine.kind)
+        if problem := programs.check(machine.kind, machine.program, folder, system.preload):
+            mistakes.add(path, path[:2], problem.message, problem.hint)
+        if refused and programs.lies_beside(machine.module, folder):
+            message = f"the program lies in {folder}, {refused}, and its machine may read the whole folder"
+            mistakes.add(path, path[:2], message, "put the topology and its programs in a folder of their own")
+            # The cure is the same for all machines.
+            refused = None

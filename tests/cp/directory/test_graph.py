@@ -1,0 +1,133 @@
+import json
+import pathlib
+
+from retinue.cp.directory import Directory, Edge, MachineEntry, System, graph, load
+
+GOOD = pathlib.Path(__file__).parents[2] / "topologies" / "good"
+
+# Names that no topology file can have, and that would be commands in every one of the languages.
+HOSTILE = Directory(
+    pathlib.Path("/srv/shop/shop.toml"),
+    System('S"]; \\'),
+    (
+        MachineEntry('A"]\n; x', "program", "x", uses=(Edge('e"|<b>&\\', "end"), Edge("none", "NOBODY"))),
+        MachineEntry("end", "program", "x", network=True, uses=(Edge("\x1b[2J", "end", lazy=True),)),
+    ),
+)
+
+
+def test_text_is_a_tree_from_the_machines_that_nobody_uses() -> None:
+    assert (
+        graph.text(load(GOOD / "diamond.toml"))
+        == """\
+system DIAMOND: 6 machines
+ALONE (network)
+TOP
+├─ left: LEFT
+│  ├─ below: BOTTOM
+│  │  └╌ top: TOP (lazy, above)
+│  └─ log: LOG (syslog)
+│     └╌ top: TOP (lazy, above)
+├─ right: RIGHT
+│  └─ below: BOTTOM (above)
+├─ far: BOTTOM (above)
+└─ operator: *CP
+"""
+    )
+
+
+def test_text_cuts_a_circle_open_at_its_lazy_edge() -> None:
+    assert graph.text(load(GOOD / "pair.toml")) == (
+        "system PAIR: 2 machines\nHEN\n└─ egg: EGG\n   └╌ hen: HEN (lazy, above)\n"
+    )
+
+
+def test_text_holds_no_commands_for_the_terminal_and_ends_on_any_graph() -> None:
+    drawn = graph.text(HOSTILE)
+    assert "\x1b" not in drawn
+    assert len(drawn.splitlines()) == 5
+    circle = (Edge("a", "A"), Edge("b", "B"))
+    machines = tuple(MachineEntry(name, "program", "x", uses=circle) for name in "AB")
+    assert graph.text(Directory(pathlib.Path("/x"), System("X"), machines)).startswith("system X: 2 machines\nA\n")
+
+
+def test_mermaid_has_a_node_for_every_machine_and_an_arrow_for_every_edge() -> None:
+    assert (
+        graph.mermaid(load(GOOD / "every-key.toml"))
+        == """\
+flowchart TD
+    m0["DOOR<br/>(network)"]
+    m1["WINDOW"]
+    m2["DESK"]
+    m3["RECORDS<br/>(syslog)"]
+    s0(["*CP"])
+    s1(["*LOG"])
+    m0 -->|"window"| m1
+    m1 -->|"desk"| m2
+    m1 -->|"log"| s1
+    m1 -->|"cp"| s0
+    m2 -.->|"again"| m1
+"""
+    )
+
+
+def test_mermaid_escapes_what_is_not_a_letter() -> None:
+    assert (
+        graph.mermaid(HOSTILE)
+        == """\
+flowchart TD
+    m0["A#34;#93;#10;#59; x"]
+    m1["end<br/>(network)"]
+    m0 -->|"e#34;#124;#60;b#62;#38;#92;"| m1
+    m1 -.->|"#27;#91;2J"| m1
+"""
+    )
+
+
+def test_dot_has_a_node_for_every_machine_and_an_arrow_for_every_edge() -> None:
+    assert (
+        graph.dot(load(GOOD / "every-key.toml"))
+        == """\
+digraph "BANK2" {
+    node [shape=box];
+    "DOOR" [label="DOOR\\n(network)", style=bold];
+    "WINDOW" [label="WINDOW"];
+    "DESK" [label="DESK"];
+    "RECORDS" [label="RECORDS\\n(syslog)", style=bold];
+    "*CP" [shape=ellipse];
+    "*LOG" [shape=ellipse];
+    "DOOR" -> "WINDOW" [label="window"];
+    "WINDOW" -> "DESK" [label="desk"];
+    "WINDOW" -> "*LOG" [label="log"];
+    "WINDOW" -> "*CP" [label="cp"];
+    "DESK" -> "WINDOW" [label="again", style=dashed];
+}
+"""
+    )
+
+
+def test_dot_escapes_quotes_and_backslashes() -> None:
+    drawn = graph.dot(HOSTILE)
+    assert drawn.startswith('digraph "S\\"]; \\\\" {\n')
+    assert '    "A\\"]\\n; x" -> "end" [label="e\\"|<b>&\\\\"];\n' in drawn
+
+
+def test_as_json_is_plain_and_complete() -> None:
+    path = GOOD / "every-key.toml"
+    value = graph.as_json(load(path))
+    assert json.loads(json.dumps(value)) == value
+    assert value["system"] == "BANK2"
+    assert value["topology"] == str(path.resolve())
+    assert value["syslog"] == "RECORDS"
+    assert value["start_order"] == [["RECORDS"], ["DESK"], ["WINDOW"], ["DOOR"]]
+    assert value["machines"][2] == {
+        "name": "DESK",
+        "kind": "program",
+        "program": "desk",
+        "network": False,
+        "storage": 33_554_432,
+        "restart": "never",
+        "disks": ["ledger", "drafts_2"],
+    }
+    assert value["edges"][1] == {"from": "WINDOW", "name": "desk", "to": "DESK", "limit": 65_535, "lazy": False}
+    assert len(value["edges"]) == 5

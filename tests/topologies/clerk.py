@@ -1,0 +1,5 @@
+"""A program for the topologies of this folder. It is found and read, never run."""
+
+
+async def main(vm: object) -> None:
+    """Do nothing."""

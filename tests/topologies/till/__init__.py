@@ -1,0 +1,1 @@
+"""A package of programs for the topologies of this folder."""
