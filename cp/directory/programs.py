@@ -1,7 +1,7 @@
 """Where the programs of a topology are, found without importing or running any of them.
 
 A program is looked for beside the topology file first and then where Python finds installed modules, as Python does
-for a script and its folder. If it lies beside the topology file, its machine may read that whole folder; so a folder
+for a script and its folder. If it lies beside the topology file, its machine may read all code in that folder; so a folder
 that holds more than a system's own files is refused.
 """
 
@@ -139,7 +139,7 @@ def code_folders(directory: Directory, machine: MachineEntry | None = None) -> t
     """The folders to put in front of ``sys.path`` for the programs of a directory, or for that of one machine.
 
     This is the topology file's folder if a program (or the one machine's) lies in it, and otherwise nothing. A
-    machine may read all that is in these folders.
+    machine may read all code in these folders.
     """
     machines = directory.machines if machine is None else (machine,)
     beside = any(lies_beside(one.module, directory.folder) for one in machines)

@@ -88,7 +88,7 @@ def check_programs(mistakes: Mistakes, system: System, machines: Sequence[Machin
         if problem := programs.check(machine.kind, machine.program, folder, system.preload):
             mistakes.add(path, path[:2], problem.message, problem.hint)
         if refused and programs.lies_beside(machine.module, folder):
-            message = f"the program lies in {folder}, {refused}, and its machine may read the whole folder"
+            message = f"the program lies in {folder}, {refused}, and its machine may read all code in it"
             mistakes.add(path, path[:2], message, "put the topology and its programs in a folder of their own")
             # The cure is the same for all machines.
             refused = None
