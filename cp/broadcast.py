@@ -23,6 +23,10 @@ class Follower:
         except trio.WouldBlock:
             self._lost += 1
 
+    def end(self) -> None:
+        """Nothing more comes: the iteration over :attr:`items` ends after what is there."""
+        self._send.close()
+
     def take_lost(self) -> int:
         """How many items were lost since the last time this was asked."""
         lost, self._lost = self._lost, 0
@@ -34,17 +38,31 @@ class Broadcast:
 
     def __init__(self) -> None:
         self._followers: set[Follower] = set()
+        self._ended = False
+        self._left = trio.lowlevel.ParkingLot()
 
     def publish(self, item: Any) -> None:
-        for follower in self._followers:
-            follower.offer(item)
+        if not self._ended:
+            for follower in self._followers:
+                follower.offer(item)
 
     @contextmanager
     def follow(self) -> Iterator[Follower]:
         """Everything published from now to the end of the block."""
         follower = Follower()
         self._followers.add(follower)
+        if self._ended:
+            follower.end()
         try:
             yield follower
         finally:
             self._followers.discard(follower)
+            self._left.unpark_all()
+
+    async def finish(self) -> None:
+        """Publish nothing more; returns when every follower has taken what there was and left."""
+        self._ended = True
+        for follower in self._followers:
+            follower.end()
+        while self._followers:
+            await self._left.park()

@@ -110,6 +110,8 @@ class OperatorPath:
                         await slots.acquire_on_behalf_of(item_key := object())
                         nursery.start_soon(self._push, item, slots, item_key)
                     await self._tell_lost(follower)
+            # Only whoever sees this knows that nothing is missing at the end.
+            await self._path.send(["end", {}])
 
     async def _push(self, item: Any, slots: trio.CapacityLimiter, key: object) -> None:
         try:

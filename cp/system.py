@@ -24,6 +24,8 @@ from retinue.pipes import Path, PathError, SocketTransport
 EXIT_FAILED: Final = 1
 EXIT_CONFIG: Final = 78  # EX_CONFIG
 
+# Seconds the followers have at the end to take what was said last.
+FAREWELL: Final = 2.0
 # Seconds a query of the kept records may take before the ring answers instead.
 QUERY_LIMIT: Final = 10.0
 
@@ -75,6 +77,8 @@ class ControlProgram:
             machines.start_soon(self._expect_ready)
             machines.start_soon(self._expect_end)
             await self._over.wait()
+            with trio.move_on_after(FAREWELL):
+                await self.syslog.broadcast.finish()
             machines.cancel_scope.cancel()
 
     async def _expect_ready(self) -> None:

@@ -73,7 +73,7 @@ def _mistakes(error: BaseException, keys: tuple[str | int, ...], config_class: A
         return [ConfigMistake(keys, f"the key {error.args[0]!r} is missing")]
     if isinstance(error, TypeError | ValueError):
         # A validator of attrs names its field in the text only: 'name' in quotes.
-        fields = [field.name for field in attrs.fields(config_class)] if attrs.has(config_class) else []
-        named = [name for name in fields if f"'{name}'" in str(error)]
+        known = [field.name for field in attrs.fields(config_class)] if attrs.has(config_class) else []
+        named = [name for name in known if f"'{name}'" in str(error)]
         return [ConfigMistake((*keys, *named[:1]), str(error))]
     return [ConfigMistake(keys, format_exception(error, typing.cast(Any, config_class)))]

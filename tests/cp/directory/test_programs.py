@@ -226,8 +226,8 @@ def test_program_in_a_home_directory_is_refused_once(folder: pathlib.Path, monke
     with pytest.raises(DirectoryErrors) as caught:
         load(path)
     assert str(caught.value) == (
-        f"{path}:4: [machines.M0] the program lies in {folder}, a home directory, and its machine may read the "
-        "whole folder - put the topology and its programs in a folder of their own"
+        f"{path}:4: [machines.M0] the program lies in {folder}, a home directory, and its machine may read "
+        "all code in it - put the topology and its programs in a folder of their own"
     )
 
 

@@ -1,0 +1,204 @@
+"""``retinue ps`` and ``retinue logs``: what runs, and what it wrote."""
+
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from retinue.cp.cli.command import json_option, selection, state_option, system_option
+from retinue.cp.cli.errors import OK
+from retinue.cp.cli.output import (
+    BOLD,
+    DIM,
+    RED,
+    YELLOW,
+    Paint,
+    colour_wanted,
+    duration,
+    neutralise,
+    say,
+    size,
+    table,
+    tell,
+    to_json,
+    width,
+)
+from retinue.cp.cli.systems import find_system
+
+if TYPE_CHECKING:
+    from retinue.cp.runtime import Running
+    from retinue.pipes import Path
+
+# Enough to see what happened, little enough for one look.
+LOGS_DEFAULT: Final = 100
+# What `all` and every larger number mean: the largest integer of the wire that is one for everybody.
+COUNT_MAX: Final = 2**31 - 1
+
+_HEAD: Final = ("NAME", "STATE", "PID", "GEN", "STORAGE", "UPTIME", "RESTARTS", "PROGRAM")
+_RIGHT: Final = frozenset({2, 3, 4, 5, 6})
+_STATE_COLOUR: Final = {"READY": "32", "STARTING": YELLOW, "STOPPING": YELLOW, "WAITING": YELLOW}
+
+
+@click.command()
+@json_option()
+@system_option()
+@state_option()
+@click.pass_context
+def ps(ctx: click.Context, as_json: bool) -> int:
+    """List the machines of a running system."""
+    system = find_system(selection(ctx))
+    from retinue.cp.cli.session import converse
+
+    listing = converse(partial(_ask_ps, system))
+    if as_json:
+        say(to_json(listing))
+        return OK
+    for line in ps_lines(listing, paint=Paint(colour_wanted(sys.stdout)), room=width(sys.stdout)):
+        say(line)
+    return OK
+
+
+async def _ask_ps(system: "Running") -> Any:
+    from retinue.cp.cli.session import ask, operator
+
+    async with operator(system) as path:
+        return await ask(path, system, "ps")
+
+
+def ps_lines(listing: Mapping[str, Any], *, paint: Paint, room: int | None = None) -> list[str]:
+    """A `ps` reply as a table of at most `room` columns. Why a machine ended last stands behind its program."""
+    machines = listing.get("machines", ())
+    rows = [_ps_row(machine) for machine in machines]
+    head: tuple[str, ...] = _HEAD
+    if any(machine.get("cause") for machine in machines):
+        head = (*_HEAD, "LAST END")
+        rows = [
+            [*row, neutralise(str(machine.get("cause") or "")).strip()]
+            for row, machine in zip(rows, machines, strict=True)
+        ]
+    first, *rest = table(head, rows, right=_RIGHT, room=room)
+    lines = [paint("  ".join(first).rstrip(), BOLD)]
+    for cells in rest:
+        name, state = cells[0], cells[1]
+        cells[0] = paint.machine(name.strip(), name)
+        cells[1] = paint(state, _STATE_COLOUR.get(state.strip(), RED))
+        if len(head) > len(_HEAD) and cells[-1]:
+            cells[-1] = paint(cells[-1], DIM)
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _ps_row(machine: Mapping[str, Any]) -> list[str]:
+    storage = machine.get("storage") or {}
+    resident, limit = storage.get("resident"), storage.get("limit")
+    used = f"{size(resident)}/" if isinstance(resident, int) else ""
+    uptime = machine.get("uptime")
+    pid = machine.get("pid")
+    program = neutralise(str(machine.get("program", "")))
+    return [
+        neutralise(str(machine.get("name", "?"))),
+        neutralise(str(machine.get("state", "?"))),
+        "-" if pid is None else str(pid),
+        str(machine.get("generation", "-")),
+        used + (size(limit) if isinstance(limit, int) else "-"),
+        duration(uptime) if isinstance(uptime, int | float) else "-",
+        str(machine.get("restarts", "-")),
+        program + (" (network)" if machine.get("network") else ""),
+    ]
+
+
+def _count(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    """A number of lines, or `all`."""
+    if value == "all":
+        return COUNT_MAX
+    if not (value.isascii() and value.isdecimal()):
+        raise click.BadParameter(f"{value!r} is neither a number nor 'all'", ctx, param)
+    return min(int(value[:20]), COUNT_MAX)
+
+
+def complete_machines(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The machines of the running system, for the shell's completion. Never fails."""
+    try:
+        system = find_system(selection(ctx))
+        from retinue.cp.cli.session import converse
+
+        listing = converse(partial(_ask_ps, system))
+        names = [str(machine["name"]) for machine in listing["machines"]]
+    except Exception:
+        return []
+    return [name for name in names if name.startswith(incomplete.upper())]
+
+
+@click.command()
+@click.argument("name", required=False, shell_complete=complete_machines)
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on.")
+@click.option(
+    "-n",
+    "--lines",
+    "count",
+    callback=_count,
+    default=str(LOGS_DEFAULT),
+    show_default=True,
+    metavar="N",
+    help="The last N records, or 'all'.",
+)
+@json_option("Print one JSON object per record and line.")
+@system_option()
+@state_option()
+@click.pass_context
+def logs(ctx: click.Context, name: str | None, follow: bool, count: int, as_json: bool) -> int:
+    """Show what the machines wrote, or only the machine NAME."""
+    system = find_system(selection(ctx))
+    from retinue.cp.cli.session import converse
+
+    converse(partial(_logs, system, name, follow, count, as_json))
+    return OK
+
+
+async def _logs(system: "Running", name: str | None, follow: bool, count: int, as_json: bool) -> None:
+    from retinue.cp.cli.errors import SystemGone
+    from retinue.cp.cli.records import RecordFormat
+    from retinue.cp.cli.session import ask, machine_names, operator
+
+    async with operator(system) as path:
+        names = [] if as_json else await machine_names(path, system)
+        form = RecordFormat([name] if name else names, paint=Paint(colour_wanted(sys.stdout)), times=True)
+        # With -n 0 one record is asked for all the same: it says where following begins.
+        reply = await ask(path, system, "logs", machine=name, count=max(count, 1))
+        records = reply["records"]
+        for record in records if count else ():
+            _print_record(record, form, as_json)
+        if follow:
+            after = records[-1]["seq"] if records else 0
+            with suppress(SystemGone):  # it ended just now: then there is nothing more to follow
+                await ask(path, system, "follow", machine=name, events=False, records=True, after=after)
+            await _follow(path, form, as_json)
+            tell(f"-- {system.system} has ended --")
+
+
+async def _follow(path: "Path", form: Any, as_json: bool) -> None:
+    from retinue.cp.cli.records import lost_line
+    from retinue.cp.cli.session import message_of
+
+    whole = False
+    async for message in path:
+        kind, content = message_of(message.body)
+        whole = kind == "end"
+        if kind == "record":
+            _print_record(content, form, as_json)
+        elif kind == "lost":
+            say(to_json({"lost": content.get("count")}, indent=None) if as_json else lost_line(content.get("count")))
+    if not whole:
+        # The control program died, or could not wait any longer for this reader.
+        say(to_json({"lost": None}, indent=None) if as_json else "-- the last records may be missing --")
+
+
+def _print_record(record: Mapping[str, Any], form: Any, as_json: bool) -> None:
+    if as_json:
+        say(to_json(record, indent=None))
+        return
+    for line in form.lines(record):
+        say(line)

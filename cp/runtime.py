@@ -1,0 +1,350 @@
+"""Where systems live on this host: their runtime and state folders, and which of them run.
+
+A system has two folders. The *runtime folder* exists only while the system runs: ``lock`` (an flock that the
+nucleus holds as long as it lives), ``operator.sock`` and ``system.json``. The *state folder* stays: the disks of
+the machines, ``nucleus.log`` and ``end.json``, which tells how the last run ended.
+
+Runtime folders lie side by side in one *base* folder, which is private to the user. Whoever adds or removes one
+holds an flock on the base itself (no file is needed for that), so that a folder that is being filled is never
+taken for one that a killed nucleus left behind.
+"""
+
+import fcntl
+import json
+import os
+import pathlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import attrs
+
+from retinue.cp.places import (
+    ELSEWHERE,
+    FolderError,
+    Folders,
+    Places,
+    make_folders_of_state,
+    make_private_folder,
+    make_state_folder,
+)
+
+LOCK = "lock"
+SYSTEM_JSON = "system.json"
+END_JSON = "end.json"
+NUCLEUS_LOG = "nucleus.log"
+
+# How long `up` waits for another `up` to finish the moment in which it must be alone (some 0.3 s of process start).
+START_WAIT = 15.0
+# How long a listing waits for that moment to pass before it looks without being sure.
+LOOK_WAIT = 3.0
+# How long a cleaner waits; what it does not get to clean, the next command cleans.
+CLEAN_WAIT = 2.0
+# Longest end.json or system.json that is read: some hundred bytes and a topology's path, so this is generous.
+NOTE_MAX = 1 << 20
+_POLL = 0.01
+
+
+class SystemRuns(Exception):
+    """The runtime folder belongs to a system that is running."""
+
+    def __init__(self, running: "Running") -> None:
+        self.running = running
+        pid = running.nucleus_pid
+        super().__init__(f"the system {running.system} is already running" + (f" (nucleus pid {pid})" if pid else ""))
+
+
+class PlaceBusy(Exception):
+    """Another `retinue up` was starting a system at the same place for too long."""
+
+    def __init__(self, folder: pathlib.Path, seconds: float) -> None:
+        self.folder, self.seconds = folder, seconds
+        super().__init__(f"another system was being started in {folder} for more than {seconds:g} s")
+
+
+@attrs.frozen
+class Running:
+    """A system that runs: its lock is held. What its nucleus has not written yet is None."""
+
+    system: str
+    runtime: pathlib.Path
+    nucleus_pid: int | None = None
+    topology: str | None = None
+    state: pathlib.Path | None = None
+    started: float | None = None
+
+
+@attrs.frozen
+class End:
+    """How the last run of a system ended, as its end.json tells: `time` in seconds since the epoch."""
+
+    system: str
+    time: float
+    how: str
+    text: str
+
+
+# -- creating ---------------------------------------------------------------------------------------------------
+
+
+class Window:
+    """The moment between the creation of a runtime folder and the nucleus' taking of its lock.
+
+    As long as it is open no other command starts, lists or cleans systems in the same base, so close it as soon
+    as the nucleus is known to hold its lock. Closing twice is allowed.
+    """
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+
+    def close(self) -> None:
+        """Let the others in."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+@contextmanager
+def starting(folders: Folders) -> Iterator[Window]:
+    """Create the folders of a system that is about to start, and remove what is left of a run that was killed.
+
+    Raises SystemRuns if a system runs there, FolderError if a folder cannot be created or is not safely ours,
+    and PlaceBusy if another start took longer than START_WAIT. The record of how the last run ended is removed:
+    from here on it would tell of the wrong run.
+    """
+    window = _open_window(folders)
+    try:
+        yield window
+    finally:
+        window.close()
+
+
+def _open_window(folders: Folders) -> Window:
+    while True:
+        if folders.keep_base:
+            make_state_folder(folders.base)
+        else:
+            make_private_folder(folders.base)
+        try:
+            window = Window(_hold(folders.base, fcntl.LOCK_EX, START_WAIT))
+        except FileNotFoundError:
+            continue  # the end of the last other system removed the empty base just now
+        break
+    try:
+        if _lock_is_held(folders.runtime):
+            raise SystemRuns(_read_running(folders.runtime, folders.system))
+        if os.path.lexists(folders.runtime):
+            _bury(folders.runtime)
+        make_private_folder(folders.runtime)
+        make_folders_of_state(folders)
+        with suppress(FileNotFoundError):
+            (folders.state / END_JSON).unlink()
+    except BaseException:
+        window.close()
+        raise
+    return window
+
+
+# -- discovering ------------------------------------------------------------------------------------------------
+
+
+def running_systems(places: Places) -> tuple[Running, ...]:
+    """All systems that run at these places, by name. Folders of killed systems are removed on the way."""
+    alive, stale = [], []
+    try:
+        hold: int | None = _hold(places.runtime, fcntl.LOCK_SH, LOOK_WAIT)
+        sure = True
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    except PlaceBusy:
+        hold, sure = None, False
+    except PermissionError as error:
+        raise FolderError(places.runtime, "it may not be read", ELSEWHERE) from error
+    try:
+        for folder in _runtime_folders(places):
+            if _lock_is_held(folder):
+                alive.append(_read_running(folder, "" if places.single else folder.name))
+            elif sure:
+                stale.append(folder)
+    finally:
+        if hold is not None:
+            os.close(hold)
+    for folder in stale:
+        _clean(places.runtime, folder, keep_base=places.single)
+    if sure and not alive and not stale and not places.single:
+        _remove_base(places.runtime)
+    return tuple(sorted(alive, key=lambda each: each.system))
+
+
+def still_runs(system: Running) -> bool:
+    """Whether the system that was found running still is. Never blocks."""
+    return _lock_is_held(system.runtime)
+
+
+def clean(folders: Folders) -> None:
+    """Remove the runtime folder of a system that has ended, and the base with it if nothing else runs there.
+
+    The nucleus removes its folder itself; this is for a nucleus that was killed, and for the base. Does nothing
+    while the system runs.
+    """
+    _clean(folders.base, folders.runtime, keep_base=folders.keep_base)
+
+
+def last_end(places: Places, system: str | None = None) -> End | None:
+    """How the last run of `system` (None: of the system that ended last) ended, if that is known."""
+    if places.single:
+        found = [_read_end(places.state, places.state.name)]
+    elif system is not None:
+        found = [_read_end(places.folders(system).state, system)]
+    else:
+        try:
+            names = os.listdir(places.state)
+        except OSError:
+            names = []
+        found = [_read_end(places.state / name, name) for name in names]
+    return max((end for end in found if end is not None), key=lambda end: end.time, default=None)
+
+
+def read_end(folders: Folders) -> End | None:
+    """How the run of this system that just ended did end; None if its nucleus left no word (it was killed)."""
+    return _read_end(folders.state, folders.system)
+
+
+def _runtime_folders(places: Places) -> list[pathlib.Path]:
+    if places.single:
+        folder = places.runtime / "run"
+        return [folder] if folder.is_dir() and not folder.is_symlink() else []
+    with os.scandir(places.runtime) as entries:
+        return [pathlib.Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def _lock_is_held(folder: pathlib.Path) -> bool:
+    """Whether a nucleus holds the lock in `folder`. Never blocks, and creates nothing."""
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _read_note(path: pathlib.Path) -> dict[str, Any]:
+    """A small JSON object from `path`; empty if it is missing, torn or no object."""
+    try:
+        with path.open("rb") as file:
+            note = json.loads(file.read(NOTE_MAX))
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def _read_running(folder: pathlib.Path, name: str) -> Running:
+    note = _read_note(folder / SYSTEM_JSON)
+    pid, started = note.get("nucleus_pid"), note.get("started")
+    topology, state, system = note.get("topology"), note.get("state"), note.get("system")
+    return Running(
+        system=system if isinstance(system, str) else name,
+        runtime=folder,
+        nucleus_pid=pid if isinstance(pid, int) and pid > 0 else None,
+        topology=topology if isinstance(topology, str) else None,
+        state=pathlib.Path(state) if isinstance(state, str) else None,
+        started=float(started) if isinstance(started, int | float) else None,
+    )
+
+
+def _read_end(state: pathlib.Path, name: str) -> End | None:
+    note = _read_note(state / END_JSON)
+    when, how, text = note.get("time"), note.get("how"), note.get("text", "")
+    if not isinstance(when, int | float) or not isinstance(how, str) or not isinstance(text, str):
+        return None
+    system = note.get("system")
+    return End(system if isinstance(system, str) else name, float(when), how, text)
+
+
+# -- cleaning ---------------------------------------------------------------------------------------------------
+
+
+def _clean(base: pathlib.Path, folder: pathlib.Path, *, keep_base: bool) -> None:
+    try:
+        hold = _hold(base, fcntl.LOCK_EX, CLEAN_WAIT)
+    except (OSError, PlaceBusy):
+        return  # gone already, or somebody else is at work there: the next command tries again
+    try:
+        if _lock_is_held(folder):
+            return
+        if os.path.lexists(folder):
+            _bury(folder)
+        if not keep_base:
+            with suppress(OSError):
+                os.rmdir(base)
+    finally:
+        os.close(hold)
+
+
+def _remove_base(base: pathlib.Path) -> None:
+    try:
+        hold = _hold(base, fcntl.LOCK_EX, 0)
+    except (OSError, PlaceBusy):
+        return
+    with suppress(OSError):
+        os.rmdir(base)
+    os.close(hold)
+
+
+def _bury(folder: pathlib.Path) -> None:
+    """Remove the runtime folder of a nucleus that is gone; if it left no word of its end, leave one for it."""
+    note = _read_running(folder, folder.name)
+    if note.state is not None:
+        end = {
+            "system": note.system,
+            "time": time.time(),
+            "how": "nucleus-died",
+            "text": f"the nucleus (pid {note.nucleus_pid}) was killed, and all machines with it",
+        }
+        with suppress(OSError), (note.state / END_JSON).open("x") as file:
+            file.write(json.dumps(end) + "\n")
+    import shutil  # here because every listing pays for what this module imports, and few bury anybody
+
+    try:
+        if folder.is_symlink() or not folder.is_dir():
+            folder.unlink()
+        else:
+            shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise FolderError(folder, f"it cannot be removed ({error.strerror})", f"rm -r {folder}") from error
+
+
+def _hold(base: pathlib.Path, kind: int, seconds: float) -> int:
+    """An open descriptor of `base` with an flock on it. Raises PlaceBusy when `seconds` have passed.
+
+    Whoever held the lock before may have removed the directory: then the descriptor is of a directory that no
+    longer has a name, and the attempt begins anew (FileNotFoundError if nobody created it again).
+    """
+    give_up = time.monotonic() + seconds
+    while True:
+        descriptor = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            if time.monotonic() >= give_up:
+                raise PlaceBusy(base, seconds) from None
+            time.sleep(_POLL)
+            continue
+        except OSError:
+            pass  # a file system without flock on directories (NFS): start one system at a time there
+        try:
+            if os.path.samestat(os.fstat(descriptor), os.stat(base)):
+                return descriptor
+        except FileNotFoundError:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)

@@ -1,0 +1,291 @@
+"""The command against real systems: real processes, a real clock, and nothing left behind."""
+
+import json
+import os
+import pathlib
+import pty
+import re
+import signal
+
+import pytest
+from tests.systems import ASKER, CHATTY, FAILING, LIMIT, SERVER, STUBBORN, Bench, open_bench, read_until, wait_for
+
+from retinue.cp.cli import errors
+
+
+def test_a_system_comes_up_is_looked_at_and_goes_down(bench: Bench) -> None:
+    bench.write(asker=ASKER, server=SERVER)
+    done = bench.run("up", "-d", str(bench.file))
+    assert (done.returncode, done.stdout) == (0, f"{bench.name} is READY: 2 machines\n")
+    assert "ASKER is READY" in done.stderr
+
+    listing = json.loads(bench.run("ps", "--json").stdout)
+    assert (listing["system"], listing["state"]) == (bench.name, "READY")
+    for machine, name in zip(listing["machines"], ("ASKER", "SERVER"), strict=True):
+        assert (machine["name"], machine["state"], machine["generation"]) == (name, "READY", 1)
+        assert machine["pid"] in bench.processes()
+        assert 0 < machine["storage"]["resident"] < machine["storage"]["limit"]
+        assert machine["uptime"] >= 0
+    table = bench.run("ps").stdout.splitlines()
+    assert [line.split()[:2] for line in table] == [["NAME", "STATE"], ["ASKER", "READY"], ["SERVER", "READY"]]
+
+    log = bench.run("logs", "ASKER").stdout
+    assert "ASKER | the server says HELLO\n" in log
+    assert "ASKER | first\\x1b[2J\\x0dline\n" in log or "ASKER | first\\x1b[2J\n" in log
+    assert "\x1b" not in log
+    records = [json.loads(line) for line in bench.run("logs", "-n", "all", "--json").stdout.splitlines()]
+    assert [record["seq"] for record in records] == sorted(record["seq"] for record in records)
+    assert "the server says HELLO" in [record["message"] for record in records]
+
+    unknown = bench.run("logs", "ASKR")
+    assert unknown.returncode == errors.USAGE
+    assert unknown.stderr.startswith(f"retinue: {bench.name} has no machine ASKR; did you mean ASKER?\n  ")
+
+    again = bench.run("up", str(bench.file))
+    assert again.returncode == errors.RUNS_ALREADY
+    assert f"the system {bench.name} is already running (nucleus pid {bench.nucleus_pid()})" in again.stderr
+    assert f"  stop it first: retinue down --system {bench.name}\n" in again.stderr
+
+    down = bench.run("down")
+    assert down.returncode == 0, down.stderr
+    assert f"{bench.name} has stopped\n" in down.stderr
+    bench.assert_gone()
+
+    nothing = bench.run("ps")
+    assert nothing.returncode == errors.NO_SYSTEM
+    assert "it was stopped in order" in nothing.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_the_foreground_in_order(bench: Bench, number: signal.Signals) -> None:
+    bench.write(asker=ASKER, server=SERVER)
+    process = bench.start("up", str(bench.file))
+    read_until(process.stderr, lambda line: "2 machines. Ctrl-C" in line)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, err
+    assert "ASKER  | the server says HELLO\n" in out
+    assert "ASKER  | goodbye\n" in out
+    assert "ASKER is STOPPED" in err
+    assert err.index("ASKER is STOPPED") < err.index("SERVER is STOPPING")
+    assert err.endswith(f"{bench.name} has stopped\n")
+    bench.assert_gone()
+
+
+def test_a_second_interrupt_forces(bench: Bench) -> None:
+    bench.write(stubborn=STUBBORN)
+    process = bench.start("up", str(bench.file))
+    read_until(process.stderr, lambda line: "1 machine. Ctrl-C" in line)
+    process.send_signal(signal.SIGINT)
+    read_until(process.stderr, lambda line: "STUBBORN is STOPPING" in line)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == errors.INTERRUPTED
+    assert f"retinue: {bench.name} was stopped by force" in err
+    bench.assert_gone()
+
+
+def test_an_interrupt_during_the_start_stops_too(bench: Bench) -> None:
+    bench.write(waiting="import trio\nasync def main(vm):\n    await vm.stopping.wait()\n")
+    process = bench.start("up", "-d", str(bench.file))
+    wait_for(lambda: (bench.runtime / bench.name / "operator.sock").exists())
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=LIMIT)
+    assert (process.returncode, out) == (errors.INTERRUPTED, ""), err
+    assert f"retinue: {bench.name} was stopped before it was ready\n" in err
+    bench.assert_gone()
+
+
+@pytest.mark.parametrize("options", [["-d"], []])
+def test_a_machine_that_fails_to_start_is_told_with_its_last_lines(bench: Bench, options: list[str]) -> None:
+    bench.write(failing=FAILING, server=SERVER)
+    done = bench.run("up", *options, str(bench.file))
+    assert done.returncode == errors.FAILED
+    problem = done.stderr[done.stderr.index("retinue: ") :].splitlines()
+    assert problem[0].startswith(f"retinue: {bench.name} did not start: FAILING did not start: ")
+    assert "ValueError: no such luck" in problem[0]
+    assert "    FAILING | so far so good" in problem
+    bench.assert_gone()
+
+
+def test_a_config_that_the_program_does_not_take_is_an_error_of_the_topology(bench: Bench) -> None:
+    source = (
+        "import attrs\n\n@attrs.frozen\nclass Config:\n    port: int\n\nasync def main(vm):\n    await vm.ready()\n"
+    )
+    bench.write(server=source)
+    bench.file.write_text(bench.file.read_text() + 'config.port = "eighty"\n')
+    done = bench.run("up", "-d", str(bench.file))
+    assert done.returncode == errors.WRONG_TOPOLOGY
+    assert "it.toml:5: [machines.SERVER] config.port" in done.stderr
+    bench.assert_gone()
+
+
+def test_the_death_of_the_nucleus_is_told_and_cleaned_up(bench: Bench) -> None:
+    bench.write(server=SERVER)
+    process = bench.start("up", str(bench.file))
+    read_until(process.stderr, lambda line: "1 machine. Ctrl-C" in line)
+    os.kill(bench.nucleus_pid(), signal.SIGKILL)
+    _, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == errors.FAILED
+    assert f"retinue: {bench.name} ended: its nucleus was killed by SIGKILL" in err
+    wait_for(lambda: not bench.processes())
+    bench.assert_gone()
+
+
+def test_a_nucleus_killed_behind_our_back_is_cleaned_up_by_the_next_command(bench: Bench) -> None:
+    bench.write(server=SERVER)
+    bench.up()
+    os.kill(bench.nucleus_pid(), signal.SIGKILL)
+    wait_for(lambda: not bench.processes())
+    done = bench.run("ps")
+    assert done.returncode == errors.NO_SYSTEM
+    assert "its nucleus was killed" in done.stderr
+    bench.assert_gone()
+
+
+@pytest.mark.parametrize("foreground", [True, False])
+def test_the_death_of_the_control_program_is_told(bench: Bench, foreground: bool) -> None:
+    bench.write(server=SERVER)
+    if foreground:
+        process = bench.start("up", str(bench.file))
+        read_until(process.stderr, lambda line: "1 machine. Ctrl-C" in line)
+    else:
+        bench.up()
+    os.kill(bench.cp_pid(), signal.SIGKILL)
+    if foreground:
+        _, err = process.communicate(timeout=LIMIT)
+        assert process.returncode == errors.FAILED
+        assert f"retinue: {bench.name} ended: the control program was killed by SIGKILL" in err
+    wait_for(lambda: not bench.processes())
+    done = bench.run("ps")
+    assert done.returncode == errors.NO_SYSTEM
+    assert "its control program died" in done.stderr
+    bench.assert_gone()
+
+
+def test_logs_follow_in_order_to_the_end(bench: Bench) -> None:
+    bench.write(chatty=CHATTY)
+    bench.up()
+    process = bench.start("logs", "CHATTY", "-f", "-n", "all", "--json")
+    lines = read_until(process.stdout, lambda line: '"number 499"' in line)
+    down = bench.start("down")
+    out, err = process.communicate(timeout=LIMIT)
+    down.communicate(timeout=LIMIT)
+    messages = [json.loads(line)["message"] for line in [*lines, *out.splitlines()]]
+    numbers = [message for message in messages if message.startswith("number")]
+    assert numbers == [f"number {number}" for number in range(1000)]
+    assert (process.returncode, err) == (0, f"-- {bench.name} has ended --\n")
+    bench.assert_gone()
+
+
+def test_logs_for_a_reader_that_leaves_early(bench: Bench) -> None:
+    bench.write(chatty=CHATTY)
+    bench.up()
+    process = bench.start("logs", "-f", "-n", "all")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert bench.run("down").returncode == 0  # writes more, so that the reader's absence is noticed
+    process.stdout = None
+    _, err = process.communicate(timeout=LIMIT)
+    assert (process.returncode, err) == (errors.BROKEN_PIPE, "")
+    bench.assert_gone()
+
+
+def test_an_interrupt_of_logs_is_quiet(bench: Bench) -> None:
+    bench.write(chatty=CHATTY)
+    bench.up()
+    process = bench.start("logs", "-f", "-n", "all")
+    read_until(process.stdout, lambda line: "number 499" in line)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=LIMIT)
+    assert (process.returncode, err.strip()) == (errors.INTERRUPTED, "")
+    assert bench.run("down").returncode == 0
+    bench.assert_gone()
+
+
+def test_down_by_force_ends_a_control_program_that_hangs(bench: Bench) -> None:
+    bench.write(server=SERVER)
+    bench.up()
+    os.kill(bench.cp_pid(), signal.SIGSTOP)
+    done = bench.run("down", "--force")
+    assert done.returncode == 0, done.stderr
+    assert "its control program does not answer; the nucleus" in done.stderr
+    wait_for(lambda: not bench.processes())
+    bench.assert_gone()
+
+
+def test_down_by_force_of_a_healthy_system(bench: Bench) -> None:
+    bench.write(stubborn=STUBBORN)
+    bench.up()
+    done = bench.run("down", "--force")
+    assert (done.returncode, done.stderr) == (0, f"{bench.name} has stopped\n")
+    bench.assert_gone()
+
+
+def test_two_systems_run_side_by_side(bench: Bench, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "second").mkdir()
+    with open_bench(tmp_path / "second") as other:
+        other.environ, other.runtime = bench.environ, bench.runtime
+        for each in (bench, other):
+            each.write(server=SERVER)
+            each.up()
+        names = sorted([bench.name, other.name])
+        unclear = bench.run("ps")
+        assert unclear.returncode == errors.USAGE
+        assert unclear.stderr.startswith(f"retinue: several systems are running: {', '.join(names)}\n  choose one: ")
+        for args in (["--system", other.name, "ps", "--json"], ["ps", "--json", "--system", other.name]):
+            assert json.loads(bench.run(*args).stdout)["system"] == other.name
+        bench.environ["RETINUE_SYSTEM"] = bench.name
+        assert json.loads(bench.run("ps", "--json").stdout)["system"] == bench.name
+        assert bench.run("down", "--system", other.name).returncode == 0
+        assert other.processes() == {}
+        assert json.loads(bench.run("ps", "--json").stdout)["state"] == "READY"
+        assert bench.run("down").returncode == 0
+        bench.assert_gone()
+
+
+def test_state_option_keeps_everything_in_one_folder(bench: Bench, tmp_path: pathlib.Path) -> None:
+    bench.write(server=SERVER)
+    state = tmp_path / ("deep-" * 20) / "state"
+    assert bench.run("up", "-d", str(bench.file), "--state", str(state)).returncode == 0
+    assert bench.run("ps").returncode == errors.NO_SYSTEM
+    bench.environ["RETINUE_STATE"] = str(state)
+    assert json.loads(bench.run("ps", "--json").stdout)["state"] == "READY"
+    assert bench.run("down").returncode == 0
+    assert sorted(os.listdir(state)) == ["end.json", "nucleus.log"]
+    bench.assert_gone()
+
+
+def test_the_live_display_on_a_terminal(bench: Bench) -> None:
+    bench.write(asker=ASKER, server=SERVER)
+    ours, theirs = pty.openpty()
+    bench.environ |= {"TERM": "xterm", "COLUMNS": "70"}
+    try:
+        process = bench.start("up", str(bench.file), stdout=theirs, stderr=theirs)
+        os.close(theirs)
+        shown = _read_terminal(ours, b"Ctrl-C stops it.")
+        process.send_signal(signal.SIGINT)
+        shown += _read_terminal(ours, f"{bench.name} has stopped".encode())
+        shown = re.sub("\x1b\\[[0-9;]*m", "", shown)
+        assert process.wait(LIMIT) == 0
+    finally:
+        os.close(ours)
+    assert "● ASKER   READY" in shown
+    assert "● SERVER  READY" in shown
+    assert "○ SERVER  STOPPED" in shown
+    assert "the server says HELLO" in shown
+    assert "first\\x1b[2J" in shown  # a machine does not clear the operator's screen
+    assert "\x1b[2J" not in shown
+    bench.assert_gone()
+
+
+def _read_terminal(descriptor: int, until: bytes) -> str:
+    """What is shown on the terminal up to a text; its reader waits in the kernel, bounded by the process's own end."""
+    data = b""
+    while until not in data:
+        try:
+            data += os.read(descriptor, 65536)
+        except OSError:  # EIO: the other side is closed
+            pytest.fail(f"the terminal ended with {data[-300:]!r}")
+    return data.decode()
