@@ -1,12 +1,13 @@
 """What can go wrong inside a machine, cut by who is at fault.
 
-========================  ==================================================
-you (the program)         :class:`ProgramError`, :class:`NoSuchDisk`
+========================  ==========================================================================
+you (the program)         :class:`ProgramError`, :class:`NoSuchDisk`, :class:`WrongEvent`, :class:`LifespanFailed`
 the topology              :class:`ConfigError`
 the policy                :class:`EdgeNotDeclared` (an AccessDenied)
 the other machine         :class:`ConnectRefused`
+the client                :class:`ClientDisconnected`
 the host                  a failed step of the boot order (an OSError)
-========================  ==================================================
+========================  ==========================================================================
 """
 
 from typing import Any
@@ -77,6 +78,22 @@ class NoSuchDisk(LookupError):
             f'{machine} has no disk "{disk}" ({known}); '
             f"to give it one, put  disks.{disk} = {{}}  under [machines.{machine}]"
         )
+
+
+class LifespanFailed(Exception):
+    """The application reported that it cannot start (``lifespan.startup.failed``). ``text`` is its own message."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        super().__init__(f"the application's startup failed: {text or '(it does not say why)'}")
+
+
+class ClientDisconnected(OSError):
+    """What an application's send() raises when nobody is there any more to get the response."""
+
+
+class WrongEvent(RuntimeError):
+    """The application sent an ASGI event that does not fit here: it has a bug, and the text says which."""
 
 
 def mistakes_to_wire(error: ConfigError) -> list[dict[str, Any]]:

@@ -75,14 +75,24 @@ def _encode(number: int, when: float, severity: int, logger: str, message: str, 
         packet = wire.encode([wire.Kind.SEND, number, [when, severity, logger, message, fields]])
         if len(packet) <= wire.MAX_PACKET:
             return packet
-    except (TypeError, ValueError, LimitExceeded):
-        pass  # a field that msgpack cannot say, a lone surrogate in the text, or far too much of either
+    except (TypeError, LimitExceeded):
+        pass  # a field that a message cannot carry, a lone surrogate in a text, or far too much of either
+    logger = _plain(logger)
     whole = message.encode("utf-8", "backslashreplace")
     text = whole[:MAX_MESSAGE].decode("utf-8", "ignore")
-    plain = {ascii(key)[1:65]: ascii(value)[:256] for key, value in list(fields.items())[:32]}
+    plain = {_plain(key)[:64]: _plain(value)[:256] for key, value in list(fields.items())[:32]}
     if len(whole) > MAX_MESSAGE:
         plain["cut"] = str(len(whole) - MAX_MESSAGE)
     return wire.encode([wire.Kind.SEND, number, [when, severity, logger, text, plain]])
+
+
+def _plain(value: Any) -> str:
+    """Any object as a text that can be sent: a text as it is, of anything else what repr says."""
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except Exception as exc:
+        text = f"<{type(value).__name__} whose repr raised {type(exc).__name__}>"
+    return text.encode("ascii", "backslashreplace").decode("ascii")
 
 
 class LogStream(io.TextIOBase):
@@ -92,6 +102,8 @@ class LogStream(io.TextIOBase):
         self._writer, self._logger, self._severity = writer, logger, severity
         self._lock = threading.Lock()
         self._line = ""
+
+    encoding = "utf-8"  # libraries ask
 
     def writable(self) -> bool:
         return True

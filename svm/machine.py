@@ -3,12 +3,13 @@
 import logging
 import pathlib
 import socket
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, Generic, TypeVar
 
 import trio
 
-from retinue.pipes import Message, Path, PathClosed, PathSevered, Rejected, SocketTransport
+from retinue.pipes import Message, Path, PathSevered, Rejected, SocketTransport
 from retinue.svm.errors import ConnectRefused, EdgeNotDeclared, NoSuchDisk
 
 C = TypeVar("C")
@@ -49,6 +50,7 @@ class Machine(Generic[C]):
         self._nursery = nursery
         self._stopping = trio.Event()
         self._ready = False
+        self._paths: weakref.WeakSet[Path] = weakref.WeakSet()
         self._listening = trio.Event()
         self._offered, self._accepted = trio.open_memory_channel[Path](BACKLOG)
         self.heeds_stopping = False  # whether the program looks at it; if not, it is cancelled at a stop
@@ -99,6 +101,7 @@ class Machine(Generic[C]):
     async def _open(self, descriptor: int, *, name: str, peer: str, limit: int) -> Path:
         path = Path(SocketTransport(socket.socket(fileno=descriptor)), name=name, peer=peer, limit=limit)
         await self._nursery.start(path.run)
+        self._paths.add(path)
         return path
 
     def listen(self) -> AsyncIterator[Path]:
@@ -126,18 +129,16 @@ class Machine(Generic[C]):
             busy += 1
             try:
                 return await handler(message)
-            except Rejected:
-                raise
-            except Exception as exc:
-                _log.exception("the handler failed on a message from %s", message.path.peer or "*CP")
-                raise Rejected("failed", f"the handler raised {type(exc).__name__}") from None
             finally:
                 busy -= 1
                 if busy == 0:
                     idle.set()
 
+        def failed(message: Message, exc: Exception) -> None:
+            _log.error("the handler failed on a message from %s", message.path.peer or "*CP", exc_info=exc)
+
         async def serve_path(path: Path) -> None:
-            await path.serve(handle)
+            await path.serve(handle, failed=failed)
             report_violation(path)
 
         async with trio.open_nursery() as nursery:
@@ -177,6 +178,11 @@ class Machine(Generic[C]):
             path.sever()
             raise
 
+    def abandon(self, text: str) -> None:
+        """The program failed: its paths end as they would if the process had been killed, not as if it had finished."""
+        for path in list(self._paths):
+            path.sever("lost", text)
+
     def stop(self) -> None:
         """Ask the program to stop."""
         self._stopping.set()
@@ -188,5 +194,3 @@ def report_violation(path: Path) -> None:
     why = path.severed
     if isinstance(why, PathSevered) and why.code == "violation":
         _log.warning("the path %s was severed: %s broke the protocol: %s", path.name, path.peer or "its peer", why.text)
-    elif why is None or isinstance(why, PathClosed):
-        return

@@ -99,6 +99,7 @@ class Runtime:
         except Exception as exc:
             self.exit_code = EXIT_PROGRAM_FAILED
             _log.critical("the program %s failed", self._program.name, exc_info=exc)
+            self._machine.abandon(f"{self._machine.name} failed")
         self._control.sever("finished")
         self._nursery.cancel_scope.cancel()
 

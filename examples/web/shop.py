@@ -1,6 +1,7 @@
-"""The application machine: an ordinary Starlette application, which knows nothing of Retinue.
+"""The application machine: an ordinary Starlette application. It runs under any ASGI server.
 
-``/escape`` tries three things a sealed machine cannot do and tells what became of each.
+``/guests`` keeps a guest book, in a machine on the machine's own disk. ``/escape`` tries three things that a sealed machine
+cannot do and tells what became of each.
 """
 
 import os
@@ -33,9 +34,22 @@ async def hello(request: Request) -> PlainTextResponse:
     return PlainTextResponse(f"hello, {request.path_params['name']}\n")
 
 
-async def echo(request: Request) -> PlainTextResponse:
-    body = await request.body()
-    return PlainTextResponse(f"{len(body)} bytes\n")
+def guestbook(request: Request) -> pathlib.Path:
+    """A file on the machine's own disk; outside a machine, where there is no such thing, beside this module."""
+    inside = request.scope.get("extensions", {}).get("retinue")
+    folder = inside["machine"].disk("a") if inside else pathlib.Path(__file__).parent
+    return pathlib.Path(folder, "guestbook.txt")
+
+
+async def sign(request: Request) -> PlainTextResponse:
+    with guestbook(request).open("ab") as book:
+        book.write(await request.body() + b"\n")
+    return PlainTextResponse("thank you\n", status_code=201)
+
+
+async def read(request: Request) -> PlainTextResponse:
+    book = guestbook(request)
+    return PlainTextResponse(book.read_bytes() if book.exists() else b"nobody yet\n")
 
 
 def open_a_socket() -> None:
@@ -77,7 +91,8 @@ app = Starlette(
     routes=[
         Route("/", front),
         Route("/hello/{name}", hello),
-        Route("/echo", echo, methods=["POST"]),
+        Route("/guests", sign, methods=["POST"]),
+        Route("/guests", read),
         Route("/escape", escape),
     ]
 )

@@ -1,0 +1,226 @@
+"""The way to one application's machine: one path per edge, many requests on it at a time.
+
+The shapes of the messages are in ``docs/reference/http-over-paths.md``. The machine at the other end is not trusted:
+whatever it sends may spoil its own responses and nobody else's.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from itertools import count
+from typing import Any, Final
+
+import attrs
+import trio
+
+from retinue.pipes import AccessDenied, LimitExceeded, Message, Path, PathError, Rejected
+from retinue.services.httpd.config import Config
+from retinue.services.httpd.errors import BadReply, ClientGone, HttpError
+from retinue.services.httpd.exchange import Exchange
+from retinue.services.httpd.response import read_part, read_reply
+
+log: Final = logging.getLogger("retinue.httpd")
+
+# What a client is told to wait before it tries a machine again that is not there now: a restart takes about that long.
+RETRY_AFTER: Final = 1
+
+Connect = Callable[[str], Awaitable[Path]]
+
+# Why a machine refused a request -> what the client gets. Any other code means the machine does not speak our protocol.
+_REFUSALS: Final = {
+    "app-error": 500,  # an ASGI application raised
+    "failed": 500,  # a plain handler raised (Path.serve)
+    "stopping": 503,
+}
+
+
+@attrs.define(eq=False)
+class _Call:
+    """One request that is with the application: what its machine may pull and push in the meantime."""
+
+    exchange: Exchange
+    scope: trio.CancelScope
+    pulling: trio.CancelScope | None = None
+    pushing: trio.CancelScope | None = None
+    settled: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+
+    async def settle(self) -> None:
+        """End what the machine has pulled or pushed and not waited for: nobody else may work on the exchange then."""
+        with trio.CancelScope(shield=True):
+            while self.pulling is not None or self.pushing is not None:
+                for scope in (self.pulling, self.pushing):
+                    if scope is not None:
+                        scope.cancel()
+                await self.settled.park()
+
+
+@attrs.define(eq=False)
+class _Attempt:
+    """One attempt to connect, and everybody who waits for it."""
+
+    done: trio.Event = attrs.field(factory=trio.Event)
+    path: Path | None = None
+
+
+class Gateway:
+    """Forwards exchanges over one edge, and connects again when its path was severed.
+
+    ``connect(edge)`` opens a path; it may wait as long as the target is starting or being restarted.
+    """
+
+    def __init__(self, edge: str, connect: Connect, config: Config, nursery: trio.Nursery) -> None:
+        self.edge = edge
+        self._connect = connect
+        self._config = config
+        self._nursery = nursery
+        self._path: Path | None = None
+        self._attempt: _Attempt | None = None
+        self._calls: dict[int, _Call] = {}
+        self._ids = count(1)
+
+    async def forward(self, exchange: Exchange) -> None:
+        """Have the machine answer. Raises :exc:`HttpError` 500, 502, 503 or 504, :exc:`BadReply`, :exc:`ClientGone`."""
+        path = await self._connected()
+        ident = next(self._ids)
+        call = _Call(exchange, trio.CancelScope())
+        self._calls[ident] = call
+        try:
+            with call.scope:
+                call.scope.deadline = trio.current_time() + self._config.answer_time
+                untrusted_reply = await path.call(_request(ident, exchange))
+        except Rejected as exc:
+            raise self._refused(exc) from exc
+        except LimitExceeded as exc:
+            raise HttpError(502, "The request does not fit a message.") from exc
+        except PathError as exc:
+            raise HttpError(502, "The application's machine is gone.") from exc
+        finally:
+            del self._calls[ident]
+            unfinished = call.pushing is not None
+            if call.pulling is not None or unfinished:
+                await call.settle()
+        if call.scope.cancelled_caught:
+            raise HttpError(504, "The application did not answer in time.")
+        if unfinished:
+            raise BadReply("a reply while a part of the response was still on its way")
+        if exchange.status:
+            await exchange.send_body(read_part(untrusted_reply).body, more=False)
+        else:
+            await exchange.respond(read_reply(untrusted_reply))
+
+    def _refused(self, refusal: Rejected) -> HttpError:
+        status = 502 if isinstance(refusal, AccessDenied) else _REFUSALS.get(refusal.code, 502)
+        if status == 502:
+            log.warning("edge %s: the machine refused a request: %s", self.edge, refusal)
+        return HttpError(status, retry_after=RETRY_AFTER if status == 503 else None)
+
+    # -- the path ---------------------------------------------------------------------------------------------------
+
+    async def _connected(self) -> Path:
+        path = self._path
+        if path is not None and path.severed is None:
+            return path
+        attempt = self._attempt
+        if attempt is None:
+            attempt = self._attempt = _Attempt()
+            self._nursery.start_soon(self._open, attempt)
+        with trio.move_on_after(self._config.patience):
+            await attempt.done.wait()
+        if attempt.path is None or attempt.path.severed is not None:
+            raise HttpError(503, "The application is not available now.", retry_after=RETRY_AFTER)
+        return attempt.path
+
+    async def _open(self, attempt: _Attempt) -> None:
+        try:
+            attempt.path = self._path = await self._connect(self.edge)
+        except PathError as exc:
+            log.warning("edge %s: not available: %s", self.edge, exc)
+        finally:
+            self._attempt = None
+            attempt.done.set()
+        if attempt.path is not None:
+            path = attempt.path
+            try:
+                await path.serve(self._on_message)
+                log.warning("edge %s: path severed: %s", self.edge, path.severed)
+            finally:
+                path.sever()
+
+    # -- what the machine asks for while it answers ------------------------------------------------------------------
+
+    async def _on_message(self, message: Message) -> Any:
+        untrusted = message.body
+        if type(untrusted) is not dict or type(untrusted.get("id")) is not int:
+            raise Rejected("bad-message", "a map with type and id is expected")
+        call = self._calls.get(untrusted["id"])
+        if call is None or call.exchange.failure is not None:
+            raise Rejected("disconnected", "this request is not open any more")
+        match untrusted.get("type"):
+            case "http.receive":
+                return await self._pull(call)
+            case "http.send":
+                return await self._push(call, untrusted)
+            case _:
+                raise Rejected("bad-message", "the types http.receive and http.send are known here")
+
+    async def _pull(self, call: _Call) -> Any:
+        if call.pulling is not None:
+            raise Rejected("busy", "the request's body is being received already")
+        try:
+            with trio.CancelScope() as call.pulling:
+                # Time that the client takes is not time that the application takes.
+                call.scope.deadline = float("inf")
+                body, more_body = await call.exchange.receive_body()
+                if not call.exchange.status:
+                    call.scope.deadline = trio.current_time() + self._config.answer_time
+                return {"body": body, "more_body": more_body}
+        except ClientGone:
+            pass
+        finally:
+            call.pulling = None
+            call.settled.unpark_all()
+        return {"disconnect": True}
+
+    async def _push(self, call: _Call, untrusted: dict[str, Any]) -> None:
+        exchange = call.exchange
+        if call.pushing is not None:
+            raise Rejected("busy", "a part of the response is being sent already")
+        untrusted_part = {key: value for key, value in untrusted.items() if key not in ("type", "id")}
+        try:
+            with trio.CancelScope() as call.pushing:
+                call.scope.deadline = float("inf")
+                if exchange.status:
+                    await exchange.send_body(read_part(untrusted_part).body, more=True)
+                else:
+                    await exchange.respond(read_reply(untrusted_part), more=True)
+                return
+        except BadReply as exc:
+            exchange.fail(exc)
+            raise Rejected("bad-response", exc.rule) from exc
+        except ClientGone as exc:
+            exchange.fail(exc)
+        finally:
+            call.pushing = None
+            call.settled.unpark_all()
+        raise Rejected("disconnected", "the client is gone")
+
+
+def _request(ident: int, exchange: Exchange) -> dict[str, Any]:
+    request, client = exchange.request, exchange.client
+    return {
+        "type": "http",
+        "id": ident,
+        "scope": {
+            "method": request.method,
+            "scheme": client.scheme,
+            "http_version": request.http_version,
+            "path": request.path,
+            "raw_path": request.raw_path,
+            "query_string": request.query,
+            "root_path": "",
+            "headers": request.headers,
+            "client": client.address,
+            "server": client.server,
+        },
+        "body": exchange.body,
+        "more_body": exchange.more_body,
+    }
