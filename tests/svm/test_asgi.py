@@ -106,6 +106,8 @@ async def test_asgi_scope_is_complete() -> None:
 
     async with running(keep) as it:
         await it.call(path="/é", raw_path=b"/%C3%A9")
+    (scope,) = scopes
+    assert scope.pop("extensions")["retinue"]["machine"].name
     assert scopes == [
         {
             "type": "http",
