@@ -1,0 +1,118 @@
+"""What the CP asks of a host, whichever it is."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import attrs
+import trio
+
+__all__ = ["Birth", "Born", "Exit", "Host", "HostEvent", "SavedSystemDied", "SealLayer", "Terminate"]
+
+
+@attrs.frozen
+class Birth:
+    """Everything the host must know to make a machine (its configuration and secrets go over its control path)."""
+
+    machine: str
+    generation: int
+    network: bool
+    """True: it keeps the host's network."""
+    storage: int
+    """Bytes of private writable memory it may ever have (RLIMIT_DATA)."""
+    disks: tuple[str, ...]
+    """Absolute folders it may read and write."""
+    code: tuple[str, ...]
+    """Absolute folders with its program, first on its sys.path, read-only; of these only modules and packages."""
+
+
+@attrs.frozen
+class Born:
+    """A machine has a process."""
+
+    pid: int
+    """As the host sees it; 0 if it had already ended when the host looked."""
+    seal: tuple[str, ...]
+    """The layers it has, or it will refuse to start."""
+
+
+@attrs.frozen
+class Exit:
+    """A machine's process has ended."""
+
+    machine: str
+    generation: int
+    pid: int
+    status: int
+    """Wait status, for os.waitstatus_to_exitcode and its friends."""
+    user_s: float
+    system_s: float
+    peak_kib: int
+    """Largest resident size; at the least that of the saved system it was forked from."""
+    ended: str | None
+    """What stopped its boot before the program began, if something did."""
+
+
+@attrs.frozen
+class SealLayer:
+    """One layer of the seal, as found when a saved system was made."""
+
+    system: str
+    """``"sealed"`` or ``"network"``: the kind of machines it is about."""
+    layer: str
+    present: bool
+    why: str
+    """Why it is absent; its version or nothing when it is present."""
+
+
+@attrs.frozen
+class Terminate:
+    """Somebody sent the nucleus SIGTERM or SIGINT: stop in order. A second signal ends everything at once."""
+
+
+@attrs.frozen
+class SavedSystemDied:
+    """A saved system is gone and its machines with it. The nucleus ends the system soon, whatever the CP does."""
+
+    system: str
+    text: str
+
+
+HostEvent = Terminate | SavedSystemDied
+
+
+class Host(Protocol):
+    """Makes processes for machines, signals them, and tells when they end."""
+
+    @property
+    def exits(self) -> trio.MemoryReceiveChannel[Exit]:
+        """Every end of every machine that was born, exactly once."""
+
+    @property
+    def events(self) -> trio.MemoryReceiveChannel[HostEvent]:
+        """What happens to the host itself."""
+
+    async def spawn(self, birth: Birth, descriptors: Sequence[int]) -> Born:
+        """Make a process for a machine.
+
+        :param descriptors: its control and its log socket; borrowed, the machine gets duplicates.
+        :raises SpawnFailed: it could not be made.
+        :raises HostLost: the host is gone.
+
+        When this is cancelled and the machine is born nevertheless, it is killed, and reported in :attr:`exits`.
+        """
+
+    def signal(self, machine: str, generation: int, number: int) -> None:
+        """Send a signal to a machine's process. No error if it has ended.
+
+        A sealed machine is process 1 of its own namespace, so of the signals it has no handler for only SIGKILL and
+        SIGSTOP reach it (pid_namespaces(7)).
+        """
+
+    def end(self, how: str, text: str, exit_code: int) -> None:
+        """End the whole system: every machine is killed, and the nucleus exits with ``exit_code``.
+
+        ``how`` (a word) and ``text`` (a sentence) are kept in the state folder's ``end.json``.
+        """
+
+    def seal_report(self) -> list[SealLayer]:
+        """What the seal of this host's machines is made of, and what could not be had, and why."""

@@ -1,0 +1,168 @@
+"""The link: one JSON object per packet, with descriptors, over an ``AF_UNIX`` ``SOCK_SEQPACKET`` socket.
+
+It joins CP and nucleus, and nucleus and saved systems. Standard library only. Nothing here blocks; the caller waits for
+the socket in its own way (poll in the nucleus, trio in the CP).
+"""
+
+import array
+import collections
+import errno
+import json
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from retinue.cp.host.errors import LinkError, LinkLimit
+
+__all__ = ["DESCRIPTORS_MAX", "MESSAGE_MAX", "QUEUE_MAX", "TEXT_MAX", "Link", "descriptor_list", "field", "link_pair"]
+
+MESSAGE_MAX = 64 * 1024
+"""Bytes of one message: a birth with some dozens of paths of PATH_MAX (4096) fits; a receive buffer stays small."""
+
+DESCRIPTORS_MAX = 4
+"""Descriptors with one message: a birth brings two, a report at most one."""
+
+QUEUE_MAX = 4096
+"""Messages waiting for a peer that does not read: every machine of a large system born and buried at once. More is a
+peer that is stuck, which is treated as one that is gone."""
+
+TEXT_MAX = 4096
+"""Bytes of a text (a traceback, a reason) inside a message: longer ones lose their beginning."""
+
+_ANCILLARY = socket.CMSG_SPACE(DESCRIPTORS_MAX * array.array("i").itemsize)
+
+T = TypeVar("T")
+
+
+def link_pair() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a new link, closed on exec."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def descriptor_list(descriptors: Sequence[int]) -> list[int]:
+    """Duplicates of ``descriptors``, for :meth:`Link.post` to take over."""
+    copies: list[int] = []
+    try:
+        for descriptor in descriptors:
+            copies.append(os.dup(descriptor))
+    except OSError:
+        close_all(copies)
+        raise
+    return copies
+
+
+def close_all(descriptors: Sequence[int]) -> None:
+    """Close each of ``descriptors``."""
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def field(message: dict[str, Any], name: str, kind: type[T]) -> T:
+    """A field of a received message, checked to be exactly of ``kind``; raises LinkError."""
+    value = message.get(name)
+    if type(value) is not kind:
+        raise LinkError(f"field {name!r} should be of type {kind.__name__}")
+    return value
+
+
+def clipped(text: str) -> str:
+    """The end of ``text``, no longer than TEXT_MAX: of a traceback the last lines say what happened."""
+    return text if len(text) <= TEXT_MAX else "..." + text[3 - TEXT_MAX :]
+
+
+class Link:
+    """One end. Messages leave in the order of :meth:`post`."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._queue: collections.deque[tuple[bytes, list[int]]] = collections.deque()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    @property
+    def waiting(self) -> bool:
+        """True while messages wait for the socket to become writable."""
+        return bool(self._queue)
+
+    def post(self, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
+        """Queue a message and send what the socket takes.
+
+        The descriptors belong to the link from here on and are closed once sent (also when this raises).
+
+        :raises LinkLimit: the message is too large, or the peer has stopped reading.
+        :raises ConnectionError: the other end is gone.
+        """
+        owned = list(descriptors)
+        try:
+            packet = json.dumps(message, separators=(",", ":")).encode()
+            if len(packet) > MESSAGE_MAX:
+                raise LinkLimit("bytes", len(packet), MESSAGE_MAX)
+            if len(owned) > DESCRIPTORS_MAX:
+                raise LinkLimit("descriptors", len(owned), DESCRIPTORS_MAX)
+            if len(self._queue) >= QUEUE_MAX:
+                raise LinkLimit("queue", len(self._queue) + 1, QUEUE_MAX)
+        except BaseException:
+            close_all(owned)
+            raise
+        self._queue.append((packet, owned))
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what the socket takes now. :raises ConnectionError: the other end is gone."""
+        while self._queue:
+            packet, owned = self._queue[0]
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", owned))] if owned else []
+            try:
+                self._socket.sendmsg([packet], ancillary)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # Too many descriptors of this user are on their way (unix(7)): they come off as the peers read.
+                if error.errno == errno.ETOOMANYREFS:
+                    return
+                raise
+            self._queue.popleft()
+            close_all(owned)
+
+    def receive(self) -> tuple[dict[str, Any], list[int]] | None:
+        """The next message and its descriptors, which then belong to the caller; None when the other end is gone.
+
+        :raises BlockingIOError: there is none now.
+        :raises LinkError: it is malformed, or over a limit. The link should then be closed.
+        """
+        try:
+            # One byte more than allowed, so that a longer packet is seen as such even before MSG_TRUNC is looked at.
+            packet, ancillary, flags, _ = self._socket.recvmsg(MESSAGE_MAX + 1, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionResetError:
+            return None
+        received = array.array("i")
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                received.frombytes(data[: len(data) - len(data) % received.itemsize])
+        descriptors = received.tolist()
+        if not packet and not descriptors:
+            return None
+        try:
+            if flags & socket.MSG_CTRUNC:
+                raise LinkLimit("descriptors", DESCRIPTORS_MAX + 1, DESCRIPTORS_MAX)
+            if flags & socket.MSG_TRUNC or len(packet) > MESSAGE_MAX:
+                raise LinkLimit("bytes", len(packet), MESSAGE_MAX)
+            try:
+                message = json.loads(packet)
+            except (ValueError, RecursionError) as error:
+                raise LinkError("not JSON") from error
+            if type(message) is not dict:
+                raise LinkError("not an object")
+        except BaseException:
+            close_all(descriptors)
+            raise
+        return message, descriptors
+
+    def close(self) -> None:
+        """Close this end; what was queued is dropped."""
+        while self._queue:
+            close_all(self._queue.popleft()[1])
+        self._socket.close()

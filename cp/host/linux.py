@@ -1,0 +1,208 @@
+"""The host as the CP sees it, on Linux: the trio face of the link to the nucleus."""
+
+import math
+import signal
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, NoReturn
+
+import attrs
+import trio
+
+from retinue.cp.host.errors import HostLost, LinkError, SavedSystemFailed, SpawnFailed
+from retinue.cp.host.interface import Birth, Born, Exit, HostEvent, SavedSystemDied, SealLayer, Terminate
+from retinue.cp.host.link import Link, close_all, descriptor_list, field
+from retinue.cp.host.nucleus import SPAWNS_AT_ONCE
+
+__all__ = ["LinuxHost", "open_host"]
+
+
+@attrs.define
+class _Spawn:
+    """One that has no answer yet."""
+
+    answered: trio.Event = attrs.field(factory=trio.Event)
+    born: Born | None = None
+    error: SpawnFailed | None = None
+    abandoned: bool = False
+
+
+class LinuxHost:
+    """Implements :class:`retinue.cp.host.interface.Host`. Made by :func:`open_host`."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._spawns: dict[tuple[str, int], _Spawn] = {}
+        # Given back by the answer, not by who waits for it: the nucleus counts answers, too.
+        self._places = trio.Semaphore(SPAWNS_AT_ONCE, max_value=SPAWNS_AT_ONCE)
+        self._posted = trio.Event()
+        self._layers: list[SealLayer] = []
+        self._started = trio.Event()
+        self._broken: SavedSystemFailed | None = None
+        self._lost = False
+        # Without limit, for the reader must not wait: the answer to a spawn may be behind an exit whose taker waits for
+        # that answer. They never hold more exits than there were machines, nor more events than signals.
+        self._exits, self._exits_out = trio.open_memory_channel[Exit](math.inf)
+        self._events, self._events_out = trio.open_memory_channel[HostEvent](math.inf)
+
+    @property
+    def exits(self) -> trio.MemoryReceiveChannel[Exit]:
+        """See Host.exits."""
+        return self._exits_out
+
+    @property
+    def events(self) -> trio.MemoryReceiveChannel[HostEvent]:
+        """See Host.events."""
+        return self._events_out
+
+    async def spawn(self, birth: Birth, descriptors: Sequence[int]) -> Born:
+        """See Host.spawn."""
+        await self._places.acquire()
+        spawn = _Spawn()
+        try:
+            self._post({"verb": "spawn", "birth": attrs.asdict(birth)}, descriptor_list(descriptors))
+        except BaseException:
+            self._places.release()
+            raise
+        self._spawns[birth.machine, birth.generation] = spawn
+        try:
+            await spawn.answered.wait()
+        except BaseException:
+            spawn.abandoned = True
+            if spawn.born is not None:
+                self.signal(birth.machine, birth.generation, signal.SIGKILL)
+            raise
+        if spawn.error is not None:
+            raise spawn.error
+        if spawn.born is None:
+            raise HostLost
+        return spawn.born
+
+    def signal(self, machine: str, generation: int, number: int) -> None:
+        """See Host.signal."""
+        with suppress(HostLost):
+            self._post({"verb": "signal", "machine": machine, "generation": generation, "number": int(number)})
+
+    def end(self, how: str, text: str, exit_code: int) -> None:
+        """See Host.end."""
+        with suppress(HostLost):
+            self._post({"verb": "end", "how": how, "text": text, "exit_code": exit_code})
+
+    def seal_report(self) -> list[SealLayer]:
+        """See Host.seal_report."""
+        return list(self._layers)
+
+    def _post(self, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
+        if self._lost:
+            close_all(descriptors)
+            raise HostLost
+        try:
+            self._link.post(message, descriptors)
+        except ConnectionError:
+            raise HostLost from None
+        if self._link.waiting:
+            self._posted.set()
+
+    async def wait_started(self) -> None:
+        """Until every saved system is ready. :raises SavedSystemFailed: :raises HostLost:"""
+        await self._started.wait()
+        if self._broken is not None:
+            raise self._broken
+        if self._lost:
+            raise HostLost
+
+    async def write(self) -> NoReturn:
+        """Task: send what the socket did not take at once."""
+        while True:
+            await self._posted.wait()
+            self._posted = trio.Event()
+            with suppress(ConnectionError):
+                while self._link.waiting:
+                    await trio.lowlevel.wait_writable(self._link)
+                    self._link.flush()
+
+    async def read(self) -> None:
+        """Task: hand out what the nucleus says; returns when it is gone."""
+        try:
+            while True:
+                try:
+                    received = self._link.receive()
+                except BlockingIOError:
+                    await trio.lowlevel.wait_readable(self._link)
+                    continue
+                if received is None:
+                    return
+                message, descriptors = received
+                close_all(descriptors)
+                self._said(message)
+        except LinkError:
+            return
+        finally:
+            self._lost = True
+            self._started.set()
+            for spawn in self._spawns.values():
+                spawn.answered.set()
+            self._exits.close()
+            self._events.close()
+
+    def _said(self, message: dict[str, Any]) -> None:
+        event = field(message, "event", str)
+        if event == "ready":
+            self._layers = [SealLayer(*layer) for layer in field(message, "layers", list)]
+            self._started.set()
+        elif event == "terminate":
+            self._events.send_nowait(Terminate())
+        elif event == "saved-died":
+            died = SavedSystemDied(field(message, "system", str), field(message, "text", str))
+            self._broken = SavedSystemFailed(died.system, died.text)
+            self._started.set()
+            self._events.send_nowait(died)
+            # Neither they nor the nucleus know which of those unanswered it had got.
+            for (machine, _), spawn in self._spawns.items():
+                spawn.error = SpawnFailed(machine, "saved system", 0, died.text)
+                spawn.answered.set()
+        elif event == "exit":
+            self._exits.send_nowait(Exit(**{name: message[name] for name in _EXIT_FIELDS}))
+        else:
+            self._answered(event, message)
+
+    def _answered(self, event: str, message: dict[str, Any]) -> None:
+        key = machine, generation = field(message, "machine", str), field(message, "generation", int)
+        spawn = self._spawns.pop(key)
+        self._places.release()
+        if event == "born":
+            spawn.born = Born(field(message, "pid", int), tuple(field(message, "seal", list)))
+            if spawn.abandoned:
+                self.signal(machine, generation, signal.SIGKILL)
+        else:
+            step, errno, hint = field(message, "step", str), field(message, "errno", int), field(message, "hint", str)
+            spawn.error = SpawnFailed(machine, step, errno, hint)
+        spawn.answered.set()
+
+
+_EXIT_FIELDS = [attribute.name for attribute in attrs.fields(Exit)]
+
+
+@asynccontextmanager
+async def open_host(link: socket.socket) -> AsyncIterator[LinuxHost]:
+    """Speak to the nucleus over ``link``, the descriptor the CP was started with.
+
+    Entered when every saved system is ready, so that the seal report is complete.
+
+    :raises SavedSystemFailed: one could not be made (a module of ``[system] preload``, or no way to seal machines).
+    :raises HostLost: the nucleus is gone.
+    """
+    host = LinuxHost(Link(link))
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(host.read)
+            nursery.start_soon(host.write)
+            await host.wait_started()
+            yield host
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        # The two tasks raise nothing, so what is in here is what the caller's block raised, alone.
+        if len(group.exceptions) == 1:
+            raise group.exceptions[0] from None
+        raise

@@ -1,0 +1,244 @@
+"""The saved system: a process with everything imported that machines are forked from (z/VM's named saved system).
+
+A plain blocking program with one thread and no open file. The standard library alone until it stands in its namespaces.
+
+Messages from the nucleus::
+
+    {"verb": "go"}                                  the process that made the namespaces is gone
+    {"verb": "spawn", "birth": {...}}               with two descriptors, control and log
+
+and to it::
+
+    {"event": "moved"}                              with a pidfd of the process that goes on, in its namespaces
+    {"event": "ready", "layers": [[layer, present, why], ...]}
+    {"event": "broken", "text": str}                it cannot be made; it exits
+    {"event": "born", "machine", "generation"}      with a pidfd
+    {"event": "failed", "machine", "generation", "step", "errno", "hint"}
+    {"event": "exit", "machine", "generation", "status", "user_s", "system_s", "peak_kib", "ended": str|null}
+"""
+
+import contextlib
+import gc
+import importlib
+import importlib.machinery
+import mmap
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from typing import Any, NamedTuple, NoReturn
+
+from retinue.cp.host import image, libc
+from retinue.cp.host.errors import LinkError, PreloadFailed, SealFailed
+from retinue.cp.host.link import Link, clipped, close_all, field
+from retinue.cp.host.seal import SealKit, namespaces
+
+__all__ = ["BOOT_ENTRY", "ENTRY", "main"]
+
+ENTRY = "retinue.cp.host.saved:main"
+BOOT_ENTRY = "retinue.svm.boot:boot"
+"""What a machine runs: ``boot(birth: dict, seal: Seal, control_fd: int, log_fd: int)``, which does not return."""
+
+_HOUSE = ("trio", "msgpack", "attrs", "attr", "cattrs", "retinue.pipes", "retinue.svm")
+"""What every machine uses, imported whole before the ``[system] preload`` of the topology."""
+
+EXIT_BOOT = 70
+"""Exit status of a machine whose boot raised: EX_SOFTWARE."""
+
+NOTE_SIZE = 4096
+"""Bytes in which a machine can leave word of why its boot failed, when no other way is open to it."""
+
+
+class _Machine(NamedTuple):
+    name: str
+    generation: int
+    note: mmap.mmap
+
+
+def main(arguments: dict[str, Any]) -> int:
+    """Become a saved system and serve until the nucleus goes away.
+
+    Arguments: ``link`` (descriptor), ``kind`` (``"sealed"`` or ``"network"``), ``system`` (name), ``preload``
+    (modules), ``boot_entry``.
+    """
+    sys.dont_write_bytecode = True
+    link = Link(socket.socket(fileno=arguments["link"]))
+    try:
+        saved = SavedSystem(link, arguments)
+    except (ConnectionError, LinkError):
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        known = isinstance(error, (SealFailed, PreloadFailed))
+        text = str(error) if known else traceback.format_exc()
+        with contextlib.suppress(OSError):
+            _send(link, {"event": "broken", "text": clipped(text)})
+        return 1
+    return saved.serve()
+
+
+class SavedSystem:
+    """The image, the namespaces, and the machines forked from them that are still alive."""
+
+    def __init__(self, link: Link, arguments: dict[str, Any]) -> None:
+        self._link = link
+        self._machines: dict[int, _Machine] = {}
+        sealed = arguments["kind"] == "sealed"
+        with contextlib.suppress(PermissionError):  # only root may; others keep groups that Landlock makes useless
+            os.setgroups([])
+        # Of a process that is not dumpable root owns the files in /proc, and it could not write its uid_map (proc(5)).
+        libc.prctl(libc.PR_SET_DUMPABLE, 1)
+        why = _enter_namespaces(link, arguments["system"]) if sealed else "not for the host's network"
+        self._home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC) if not why else -1
+        libc.prctl(libc.PR_SET_DUMPABLE, 0)
+        libc.set_process_name(arguments["title"])
+        self._boot = image.warm_up(_HOUSE, arguments["preload"], arguments["boot_entry"])
+        self._kit = SealKit(sys.path, network=not sealed, own_pid_namespace=not why)
+        self._wake, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        gc.collect()
+        # Without this a machine's first full collection would write to, and so copy, every object of the image.
+        gc.freeze()
+        self._kit.complete()
+        layers = [[layer, True, version] for layer, version in self._kit.layers]
+        layers += [[layer, not why, why] for layer in namespaces.LAYERS]
+        hidden = why or namespaces.hide_proc()
+        layers += [["no-proc", not hidden, hidden]]
+        _send(link, {"event": "ready", "layers": layers})
+
+    def serve(self) -> int:
+        """Fork a machine for each request, report each end; returns when the nucleus is gone."""
+        poll = select.poll()
+        poll.register(self._link.fileno(), select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        try:
+            while True:
+                ready = {descriptor for descriptor, _ in poll.poll()}
+                if self._wake in ready:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._wake, 4096)
+                    self._reap()
+                if self._link.fileno() in ready and not self._request():
+                    return 0
+        except (ConnectionError, LinkError):
+            return 1
+
+    def _request(self) -> bool:
+        try:
+            received = self._link.receive()
+        except BlockingIOError:
+            return True
+        if received is None:
+            return False
+        message, descriptors = received
+        try:
+            if field(message, "verb", str) != "spawn" or len(descriptors) != 2:
+                raise LinkError("a saved system knows spawn with two descriptors")
+            self._spawn(field(message, "birth", dict), *descriptors)
+        finally:
+            close_all(descriptors)
+        return True
+
+    def _spawn(self, birth: dict[str, Any], control: int, log: int) -> None:
+        name, generation = field(birth, "machine", str), field(birth, "generation", int)
+        answer = {"machine": name, "generation": generation}
+        step = "pid namespace"
+        note = mmap.mmap(-1, NOTE_SIZE)
+        try:
+            with namespaces.own_pid_namespace(self._home) if self._home >= 0 else contextlib.nullcontext():
+                step = "fork"
+                pid = os.fork()
+                if pid == 0:
+                    self._become(birth, control, log, note)
+            # The next machine shall not share this one's note.
+            note.madvise(mmap.MADV_DONTFORK)
+            step = "pidfd"
+            pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            hint = "too many processes for this user (ulimit -u) or in this container" if error.errno == 11 else ""
+            _send(self._link, {"event": "failed", **answer, "step": step, "errno": error.errno or 0, "hint": hint})
+            return
+        self._machines[pid] = _Machine(name, generation, note)
+        _send(self._link, {"event": "born", **answer}, [pidfd])
+
+    def _become(self, birth: dict[str, Any], control: int, log: int, note: mmap.mmap) -> NoReturn:
+        """Everything a machine does from its fork on. Never comes back to the loop it was forked from."""
+        try:
+            signal.set_wakeup_fd(-1)
+            seal = self._kit.seal(birth)
+            # From the first moment, though the seal does it again: nothing may survive a nucleus that is killed now.
+            seal.parent()
+            self._link.close()
+            sys.path[:0] = birth["code"]
+            # A program's folder cannot be listed once the seal is on, so the finders must know now what is in it.
+            importlib.invalidate_caches()
+            importlib.machinery.PathFinder.find_spec("retinue_no_such_module")
+            self._boot(birth, seal, control, log)
+        except BaseException as error:
+            text = str(error) if isinstance(error, OSError) else traceback.format_exc()
+            note.write(clipped(text).encode(errors="replace")[:NOTE_SIZE])
+        finally:
+            os._exit(EXIT_BOOT)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if (machine := self._machines.pop(pid, None)) is None:
+                continue
+            ended = machine.note[:].rstrip(b"\0").decode(errors="replace")
+            machine.note.close()
+            report = {
+                "event": "exit",
+                "machine": machine.name,
+                "generation": machine.generation,
+                "status": status,
+                "user_s": usage.ru_utime,
+                "system_s": usage.ru_stime,
+                "peak_kib": usage.ru_maxrss,
+                "ended": ended or None,
+            }
+            _send(self._link, report)
+
+
+def _send(link: Link, message: dict[str, Any], descriptors: list[int] | None = None) -> None:
+    """Post and wait until it has left."""
+    link.post(message, descriptors or ())
+    while link.waiting:
+        poll = select.poll()
+        poll.register(link.fileno(), select.POLLOUT)
+        poll.poll()
+        link.flush()
+
+
+def _enter_namespaces(link: Link, name: str) -> str:
+    """Go on as process 1 of new namespaces, a child of the nucleus. Returns why not, or an empty string."""
+    if why := namespaces.try_namespaces(name):
+        return why
+    namespaces.enter_namespaces(name)
+    inner = os.fork()
+    if inner:
+        # The one outside has done its part. The nucleus, as subreaper, becomes the parent of the one inside.
+        try:
+            _send(link, {"event": "moved"}, [os.pidfd_open(inner)])
+        finally:
+            os._exit(0)
+    poll = select.poll()
+    poll.register(link.fileno(), select.POLLIN)
+    poll.poll()
+    received = link.receive()
+    if received is None or received[0] != {"verb": "go"}:
+        raise LinkError("the nucleus did not say go")
+    # Only now: set before, it would fire at the end of the one outside. The parent cannot be looked at a second time,
+    # for its pid lies outside this PID namespace, but a nucleus that has died meanwhile has hung up.
+    libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if any(events & select.POLLHUP for _, events in poll.poll(0)):
+        raise LinkError("the nucleus is gone")
+    return ""

@@ -1,0 +1,123 @@
+"""The part of the seal every process should have: session, descriptors, limits, capabilities. Standard library only."""
+
+import contextlib
+import errno
+import os
+import resource
+import signal
+from collections.abc import Collection, Iterable
+
+from retinue.cp.host import libc
+from retinue.cp.host.errors import SealFailed
+
+__all__ = [
+    "CAP_NET_BIND_SERVICE",
+    "IMAGE_MARGIN",
+    "OPEN_FILES",
+    "changed_signals",
+    "drop_privileges",
+    "keep_descriptors",
+    "leave_session",
+    "set_limits",
+]
+
+OPEN_FILES = 4096
+"""Descriptors of one machine: far above what 64 paths and their files need, far below what would tire the kernel."""
+
+STACK = 8 * 1024 * 1024
+"""Bytes of the main thread's stack, the usual default of every distribution."""
+
+IMAGE_MARGIN = 4 * 1024 * 1024
+"""Bytes of storage that must be left above the saved system's own, or the boot itself would run out in odd places."""
+
+_SYS_CLOSE_RANGE = 436
+DESCRIPTOR_LAST = (1 << 32) - 1
+
+CAP_SETPCAP = 8
+CAP_NET_BIND_SERVICE = 10
+CAP_LAST_POSSIBLE = 63
+
+
+def changed_signals() -> list[int]:
+    """The signals whose handling is not the default. Asked once in a saved system: to ask takes as long as to set."""
+    # SIGPIPE and SIGXFSZ stay ignored as in every Python process: a broken pipe is an exception, not a death.
+    candidates = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ}
+    # None: a handler that Python did not set, which belongs to the C library.
+    return [number for number in candidates if signal.getsignal(number) not in (signal.SIG_DFL, None)]
+
+
+def leave_session(name: str, signals: Iterable[int]) -> None:
+    """Own session, ``signals`` handled by default, umask 077, working directory /."""
+    # Not for a process that leads its group already (a boot that is repeated).
+    with contextlib.suppress(PermissionError):
+        os.setsid()
+    os.umask(0o077)
+    os.chdir("/")
+    for number in signals:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    libc.set_process_name(name)
+    # A saved system is not dumpable. A machine is: the CP looks after its memory from outside, and core files are off.
+    libc.prctl(libc.PR_SET_DUMPABLE, 1)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def keep_descriptors(keep: Collection[int]) -> None:
+    """Close everything but 0, 1, 2 and ``keep``; 0 becomes /dev/null."""
+    null = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null, 0)
+    first = 3
+    for kept in sorted({*keep, 0, 1, 2}):
+        if kept >= first:
+            _close_range(first, kept - 1)
+            first = kept + 1
+    _close_range(first, DESCRIPTOR_LAST)
+
+
+def _close_range(first: int, last: int) -> None:
+    if first <= last:
+        libc.syscall(_SYS_CLOSE_RANGE, first, last, 0)
+
+
+def set_limits(storage: int, image: int) -> None:
+    """Resource limits, soft and hard.
+
+    :param storage: bytes for RLIMIT_DATA, which counts private writable memory, the inherited image included.
+    :param image: bytes of that which the saved system's image takes already.
+    :raises SealFailed: ``storage`` does not even hold the image.
+    """
+    if storage < image + IMAGE_MARGIN:
+        least = -(-(image + IMAGE_MARGIN) >> 20)
+        raise SealFailed("limits", f"storage of {storage} bytes", errno.ENOMEM, f'storage = "{least}M" is the least')
+    for kind, wanted in (
+        (resource.RLIMIT_DATA, storage),
+        (resource.RLIMIT_NOFILE, OPEN_FILES),
+        (resource.RLIMIT_STACK, STACK),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
+        (resource.RLIMIT_RTPRIO, 0),
+        (resource.RLIMIT_NICE, 0),
+    ):
+        # Nobody may raise a hard limit without CAP_SYS_RESOURCE: where the site allows less, less it is.
+        hard = resource.getrlimit(kind)[1]
+        value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(kind, (value, value))
+
+
+def drop_privileges(keep: int = 0) -> None:
+    """no_new_privs, and no capability but those of the bit set ``keep`` that this process already has."""
+    libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
+    with contextlib.suppress(OSError):  # before Linux 4.3 there were no ambient capabilities
+        libc.prctl(libc.PR_CAP_AMBIENT, libc.PR_CAP_AMBIENT_CLEAR_ALL)
+    have = libc.permitted_capabilities()
+    if have >> CAP_SETPCAP & 1:
+        for number in range(CAP_LAST_POSSIBLE + 1):
+            try:
+                libc.prctl(libc.PR_CAPBSET_DROP, number)
+            except OSError:  # EINVAL: one past the last capability this kernel knows
+                break
+    libc.capset_nothing_but(have & keep)
+    left = libc.permitted_capabilities() & ~keep
+    if left:
+        raise SealFailed("privileges", f"capabilities {left:#x}", errno.EPERM)

@@ -1,0 +1,148 @@
+"""Which system calls a machine may make. Standard library only.
+
+An allow list: enough for Python, trio, threads, sqlite3 and files on glibc and musl. What is not here is refused with
+EPERM, so there is no fork, exec, ptrace, mount, bpf, keyctl, io_uring, userfaultfd, perf, namespace, and no call that
+takes a pid but on the machine itself. The arguments matter for some:
+
+* ``socketpair``: AF_UNIX streams and packets only. A datagram socket could ``sendto`` any named socket of the host.
+* ``socket``: only with the host's network, only TCP.
+* ``clone``: threads of this process only. ``clone3`` hides its flags in memory: ENOSYS, and libc falls back on clone.
+* ``kill``, ``tgkill``: this process only (raise, abort, pthread_kill). ``fcntl`` without F_SETOWN, which sends signals.
+* ``chmod``, ``chown``, ``utime``, ``truncate`` of a *path* are missing: Landlock does not look at them, so they would
+  reach every file of the same user. The same on an open descriptor is allowed; no file gets a set-user-id bit.
+* ``open`` with O_TRUNC but without write access is refused: it would empty a read-only file below Landlock ABI 3.
+* ``ioctl``: blocking mode, bytes readable, close-on-exec, and the question whether this is a terminal; no TIOCSTI.
+* extended attributes answer ENOTSUP, which ``shutil`` and libacl take for a file system without them.
+"""
+
+import errno
+
+from retinue.cp.host import libc
+from retinue.cp.host.seal.seccomp import OWN_PID, Allow, Condition, Filter, Refuse, Rule, assemble
+from retinue.cp.host.seal.syscalls import UNKNOWN_FROM, number
+
+__all__ = ["policy", "rules"]
+
+_PLAIN = """
+    # time and the process itself
+    clock_getres clock_gettime clock_nanosleep nanosleep gettimeofday time times getrusage getcpu
+    getpid getppid gettid getuid geteuid getgid getegid getresuid getresgid getgroups getpgrp uname
+    sysinfo umask getcwd chdir fchdir exit exit_group getitimer setitimer alarm pause wait4 waitid
+    restart_syscall getrandom
+    # memory
+    brk mmap munmap mprotect mremap madvise mincore msync membarrier memfd_create
+    # threads
+    futex futex_waitv set_robust_list set_tid_address rseq sched_yield sched_get_priority_max
+    sched_get_priority_min
+    # signals
+    rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigsuspend rt_sigtimedwait sigaltstack
+    signalfd signalfd4
+    # waiting
+    epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 poll ppoll select
+    pselect6 eventfd eventfd2 timerfd_create timerfd_settime timerfd_gettime
+    # descriptors
+    read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close close_range
+    dup dup2 dup3 pipe pipe2 sendfile splice tee copy_file_range
+    # files, as far as Landlock lets them be opened
+    access faccessat faccessat2 stat lstat fstat newfstatat statx statfs fstatfs readlink readlinkat
+    getdents getdents64 ftruncate fallocate fadvise64 readahead sync_file_range fsync fdatasync
+    flock mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 link linkat symlink
+    symlinkat
+    # sockets it was given
+    sendto sendmsg sendmmsg recvfrom recvmsg recvmmsg shutdown getsockname getpeername getsockopt
+"""
+
+# The same numbers on x86_64 and aarch64.
+_AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
+_SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_TYPE = 1, 5, 0xF
+_IPPROTO_IP, _SOL_SOCKET, _IPPROTO_TCP, _IPPROTO_IPV6 = 0, 1, 6, 41
+_CLONE_THREAD = 0x00010000
+# NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET (NEWTIME shares its bit with the exit signal, which
+# a thread has none of)
+_CLONE_NAMESPACES = 0x80 | 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
+_O_ACCMODE, _O_TRUNC = 0o3, 0o1000
+_READ, _WRITE, _READ_WRITE = 0, 1, 2
+_SET_ID_BITS = 0o6000
+_PR_GET_DUMPABLE, _PR_SET_NAME, _PR_GET_NAME, _PR_SET_VMA = 3, 15, 16, 0x53564D41
+_FCNTL = (
+    0, 1, 2, 3, 4,  # DUPFD GETFD SETFD GETFL SETFL
+    5, 6, 7, 36, 37, 38,  # GETLK SETLK SETLKW, and of open file descriptions
+    1030, 1031, 1032, 1033, 1034,  # DUPFD_CLOEXEC SETPIPE_SZ GETPIPE_SZ ADD_SEALS GET_SEALS
+)  # fmt: skip
+_IOCTL = (
+    0x5421, 0x541B, 0x5450, 0x5451,  # FIONBIO FIONREAD FIONCLEX FIOCLEX
+    0x5401, 0x802C542A, 0x5413,  # TCGETS TCGETS2 TIOCGWINSZ
+)  # fmt: skip
+
+_OPEN_FLAGS = (_READ, _WRITE, _READ_WRITE, _O_TRUNC | _WRITE, _O_TRUNC | _READ_WRITE)
+
+
+def _open(flags_at: int) -> tuple[Condition, Condition]:
+    return (
+        Condition(flags_at, _OPEN_FLAGS, _O_ACCMODE | _O_TRUNC),
+        # The C library passes 0 where open(2) has no mode.
+        Condition(flags_at + 1, (0,), _SET_ID_BITS),
+    )
+
+
+_SELF = (Condition(0, (0,)),)
+
+_CONDITIONAL: dict[str, tuple[Condition, ...]] = {
+    "getpgid": _SELF,
+    "getsid": _SELF,
+    "prlimit64": _SELF,
+    "sched_getaffinity": _SELF,
+    "kill": (Condition(0, (OWN_PID,)),),
+    "tgkill": (Condition(0, (OWN_PID,)),),
+    "clone": (Condition(0, (_CLONE_THREAD,), _CLONE_THREAD | _CLONE_NAMESPACES),),
+    "socketpair": (Condition(0, (_AF_UNIX,)), Condition(1, (_SOCK_STREAM, _SOCK_SEQPACKET), _SOCK_TYPE)),
+    "prctl": (Condition(0, (_PR_SET_NAME, _PR_GET_NAME, _PR_SET_VMA, _PR_GET_DUMPABLE)),),
+    "fcntl": (Condition(1, _FCNTL),),
+    "ioctl": (Condition(1, _IOCTL),),
+    "open": _open(1),
+    "openat": _open(2),
+    "creat": (Condition(1, (0,), _SET_ID_BITS),),
+    "fchmod": (Condition(1, (0,), _SET_ID_BITS),),
+    "utimensat": (Condition(1, (0,), whole=True),),
+}
+
+_SEALED: dict[str, tuple[Condition, ...]] = {
+    "setsockopt": (Condition(1, (_SOL_SOCKET,)),),
+}
+
+_NETWORK: dict[str, tuple[Condition, ...]] = {
+    "socket": (
+        Condition(0, (_AF_INET, _AF_INET6)),
+        Condition(1, (_SOCK_STREAM,), _SOCK_TYPE),
+        Condition(2, (0, _IPPROTO_TCP)),
+    ),
+    "bind": (),
+    "connect": (),
+    "listen": (),
+    "accept": (),
+    "accept4": (),
+    "setsockopt": (Condition(1, (_IPPROTO_IP, _SOL_SOCKET, _IPPROTO_TCP, _IPPROTO_IPV6)),),
+}
+
+_REFUSED = {"clone3": errno.ENOSYS, "openat2": errno.ENOSYS} | {
+    f"{prefix}{verb}xattr": errno.ENOTSUP for prefix in ("", "l", "f") for verb in ("get", "set", "list", "remove")
+}
+
+
+def rules(*, network: bool, machine: str = libc.MACHINE) -> list[Rule]:
+    """The policy as rules, for one kind of machine."""
+    found: list[Rule] = []
+    plain = [name for line in _PLAIN.splitlines() if not line.lstrip().startswith("#") for name in line.split()]
+    conditional = _CONDITIONAL | (_NETWORK if network else _SEALED)
+    for name, conditions in {**dict.fromkeys(plain, ()), **conditional}.items():
+        if (call := number(name, machine)) is not None:
+            found.append(Allow(call, conditions))
+    for name, refusal in _REFUSED.items():
+        if (call := number(name, machine)) is not None:
+            found.append(Refuse(call, refusal))
+    return found
+
+
+def policy(*, network: bool) -> Filter:
+    """The assembled policy for one kind of machine on this architecture."""
+    return assemble(rules(network=network), default=errno.EPERM, unknown_from=UNKNOWN_FROM, unknown=errno.ENOSYS)
