@@ -1,0 +1,238 @@
+"""The benchmarks' form, what they read out of other programs, and that nothing they start is left behind."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import select
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def _find_benchmarks() -> None:
+    # By its place: with the top folder on sys.path, `import pipes` would mean something as well.
+    folder = ROOT / "benchmarks"
+    spec = importlib.util.spec_from_file_location(
+        "benchmarks", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    package = importlib.util.module_from_spec(spec)
+    sys.modules["benchmarks"] = package
+    spec.loader.exec_module(package)
+
+
+_find_benchmarks()
+
+from benchmarks import http, peers, processes, report, web, wrk  # noqa: E402  (found just now)
+
+GOOD = "Running 1s test @ http://127.0.0.1:1/\nWRK-SUMMARY [2000,1000500,1,2,3,4,5,13910,25240,75660]\n"
+
+
+def check_form(printed: Any) -> None:
+    """That a report has the form which every benchmark shares."""
+    assert set(printed) == {"machine", "results"}
+    assert {"cpu", "cores", "memory", "kernel", "python", "date"} <= set(printed["machine"])
+    names = [result["name"] for result in printed["results"]]
+    assert names
+    assert len(set(names)) == len(names)
+    for result in printed["results"]:
+        assert list(result)[:5] == ["name", "value", "unit", "target", "met"]
+        assert set(result) <= {"name", "value", "unit", "target", "met", "why", "rounds"}
+        assert isinstance(result["name"], str)
+        assert isinstance(result["unit"], str)
+        assert result["value"] is None or isinstance(result["value"], int | float)
+        assert (result["value"] is None) == ("why" in result)
+        assert (result["target"] is None) == (result["met"] is None)
+
+
+# -- the form ------------------------------------------------------------------------------------------------------
+
+
+def results() -> list[report.Result]:
+    return [
+        report.median("ours: requests", [1810.123, 1750.0, 1999.4567], "1/s"),
+        report.Result("ours: calls", 50_000.5, "1/s", target=45_000),
+        report.Result("ours: start", 0.25, "s", target=0.2, at_most=True),
+        report.Result("theirs", None, "1/s", why="not installed: theirs"),
+    ]
+
+
+def test_report_has_the_form(capsys: pytest.CaptureFixture[str]) -> None:
+    report.show(report.form(report.machine({"wrk": "4.1"}), results()), as_json=True)
+    printed = json.loads(capsys.readouterr().out)
+    check_form(printed)
+    assert printed["results"][0]["value"] == 1810
+    assert printed["results"][0]["rounds"] == [1810, 1750, 1999]
+    assert [result["met"] for result in printed["results"]] == [None, True, False, None]
+
+
+def test_table_shows_every_result(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    whole = report.form(report.machine({"wrk": "4.1"}), results())
+    report.show(whole, as_json=False)
+    for text in (capsys.readouterr().out, report.plain(whole)):
+        for word in ("ours: requests", "1,750 to 1,999", "50,000", "45,000 met", "0.2 MISSED", "not installed: theirs"):
+            assert word in text
+
+
+def test_unmeasured_result_keeps_no_promise() -> None:
+    assert report.Result("calls", None, "1/s", target=1, why="it broke").met is False
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(3, 3), (12_345.6, 12_346), (1771.04, 1771), (16.7449, 16.74), (0.00123456, 0.001235), (-2.0, -2)],
+)
+def test_rounded_keeps_four_figures(value: float, shown: float) -> None:
+    assert report.rounded(value) == shown
+    assert isinstance(report.rounded(value), type(shown))
+
+
+# -- wrk -----------------------------------------------------------------------------------------------------------
+
+
+def test_wrk_summary_is_read() -> None:
+    summary = wrk.parse(GOOD)
+    assert (summary.requests, summary.seconds, summary.status) == (2000, 1.0005, 5)
+    assert (summary.p50, summary.p99, summary.longest) == (13.91, 25.24, 75.66)
+    assert summary.rate == pytest.approx(1999.0, abs=0.01)
+    assert summary.socket_errors == 10
+    assert summary.errors == 15
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "",
+        "unable to connect to 127.0.0.1:1 Connection refused",
+        "WRK-SUMMARY [1,2]",
+        "WRK-SUMMARY [nan]",
+        "WRK-SUMMARY 1",
+    ],
+)
+def test_wrk_output_without_summary_is_an_error(output: str) -> None:
+    with pytest.raises(wrk.WrkFailed, match=r"wrk failed"):
+        wrk.parse(output)
+
+
+def test_errors_of_requests_are_counted_over_all_rounds() -> None:
+    rounds = [http.Round(wrk.parse(GOOD), {"HTTPD": 0.5, "nucleus": 0.0})] * 2
+    found = {result.name: result for result in http.figures("plain route", rounds)}
+    assert found["plain route: errors"].value == 30
+    assert found["plain route: CPU, HTTPD"].value == pytest.approx(250)
+    assert "plain route: CPU, nucleus" not in found
+
+
+# -- what is measured ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("access_log", [True, False])
+def test_example_is_copied_with_another_port(tmp_path: pathlib.Path, access_log: bool) -> None:
+    file = web.copy_example(tmp_path / "web", 4711, access_log=access_log)
+    text = file.read_text()
+    assert "8080" not in text
+    assert f"config.access_log = {str(access_log).lower()}" in text
+    checked = subprocess.run(
+        [sys.executable, "-P", "-c", "from retinue.cp.cli import main; raise SystemExit(main())", "check", str(file)],
+        capture_output=True,
+        text=True,
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_changed_example_is_noticed() -> None:
+    with pytest.raises(ValueError, match="has changed"):
+        web.topology("[machines.TCPIP]\n", 4711, access_log=True)
+
+
+def test_nginx_writes_only_into_its_folder(tmp_path: pathlib.Path) -> None:
+    config = peers.nginx_config(tmp_path, tmp_path / "socket", 4711, as_root=False)
+    assert "user " not in config
+    for line in config.splitlines():
+        if "_path " in line or line.startswith("pid "):
+            assert str(tmp_path) in line
+
+
+# -- other people's programs ---------------------------------------------------------------------------------------
+
+# A server with a child that does not heed SIGTERM; it is ready when the child is.
+FAMILY = """
+import pathlib, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", '''
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print(flush=True)
+time.sleep(600)
+'''], stdout=subprocess.PIPE)
+child.stdout.readline()
+pathlib.Path("new").write_text(str(child.pid))
+pathlib.Path("new").rename("child")
+time.sleep(600)
+"""
+
+
+def test_programs_end_with_their_children_when_the_block_fails(tmp_path: pathlib.Path) -> None:
+    ends: list[int] = []  # readable when the process has ended, pidfd_open(2)
+
+    def fail() -> None:
+        with processes.running([sys.executable, "-c", FAMILY], (tmp_path / "child").exists, tmp_path) as process:
+            family = {process.pid, int((tmp_path / "child").read_text())}
+            assert set(processes.descendants(process.pid)) == family
+            for kept in map(processes.storage, family):
+                assert kept is not None
+                assert 0 < kept.anonymous < kept.all
+            ends.extend(map(os.pidfd_open, family))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    for end in ends:
+        assert select.select([end], [], [], 10)[0]
+        os.close(end)
+    assert len(ends) == 2
+
+
+def test_program_that_ends_at_once_tells_why(tmp_path: pathlib.Path) -> None:
+    command = [sys.executable, "-c", "raise SystemExit('no such module: shop')"]
+    with (
+        pytest.raises(processes.NotStarted, match=r"status 1\n.*no such module: shop"),
+        processes.running(command, lambda: False, tmp_path),
+    ):
+        pass
+
+
+def test_process_that_is_gone_uses_nothing() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    assert processes.cpu_time(process.pid) == 0
+    assert processes.storage(process.pid) is None
+    assert processes.descendants(process.pid) == {}
+
+
+# -- the script ----------------------------------------------------------------------------------------------------
+
+
+def test_script_finds_the_standard_library(tmp_path: pathlib.Path) -> None:
+    # Its name is that of a package of the standard library.
+    helped = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "http.py"), "--help"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert helped.returncode == 0, helped.stderr
+    assert "--soak" in helped.stdout
+
+
+def test_wrk_that_is_missing_is_told(tmp_path: pathlib.Path) -> None:
+    told = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "http.py")],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode == 2
+    assert "needs wrk" in told.stderr
