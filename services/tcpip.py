@@ -300,7 +300,7 @@ class Gate:
             try:
                 path = await self.vm.connect(edge)
                 await path.send(opening(peer, here))
-                log.debug("%s: connected to %s by %s", format_address(peer), path.peer, edge)
+                log.debug("%s: connected to the edge %s", format_address(peer), edge)
                 return path
             except PathError as exc:
                 text = str(exc)

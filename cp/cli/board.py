@@ -72,7 +72,7 @@ class Board:
             status.trouble = cause or state
         if state == "READY":
             return f"{neutralise(status.name)} is READY after {seconds(took)}"
-        return f"{neutralise(status.name)} is {neutralise(state)}" + (f": {neutralise(cause)}" if cause else "")
+        return f"{neutralise(status.name)} is {neutralise(state)}" + (f": {_brief(cause)}" if cause else "")
 
     def _apply_system(self, state: str, cause: str | None, exit_code: Any) -> str | None:
         self._system_told = True
@@ -82,7 +82,7 @@ class Board:
         if state == self.state:
             return None
         self.state = state
-        return f"{self.system} is {neutralise(state)}" + (f": {neutralise(cause)}" if cause else "")
+        return f"{self.system} is {neutralise(state)}" + (f": {_brief(cause)}" if cause else "")
 
     def end(self) -> None:
         """The nucleus is gone, and every machine with it, whether or not the last events arrived."""
@@ -124,3 +124,9 @@ class Board:
 def seconds(value: float) -> str:
     """A short time with the precision that matters: 0.04 s, 1.3 s, then as :func:`duration`."""
     return f"{value:.2f} s" if value < 1 else f"{value:.1f} s" if value < 60 else duration(value)
+
+
+def _brief(cause: str) -> str:
+    """A cause in one line: of several (a traceback, many mistakes) the first and the last, which say most."""
+    first, *rest = cause.strip().splitlines() or [""]
+    return neutralise(f"{first.rstrip()} … {rest[-1].strip()}" if rest else first)

@@ -100,6 +100,15 @@ class RunsAlready(CommandError):
         super().__init__(problem, f"stop it first: retinue down {selection}")
 
 
+class BeingStarted(CommandError):
+    """Another `up` is at work in the same place."""
+
+    code = RUNS_ALREADY
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem, "look what it does: retinue ps   then try again")
+
+
 class NoAnswer(CommandError):
     """The system runs (its nucleus lives), but its control program does not answer."""
 

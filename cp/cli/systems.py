@@ -34,8 +34,12 @@ def describe_end(end: runtime.End, what: str) -> str:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(end.time))
     how = {
         "down": "it was stopped in order",
+        "terminated": "it was stopped in order, by a signal",
+        "console-lost": "it was stopped in order, when its terminal was gone",
+        "finished": "it had nothing left to run",
         "cp-died": "its control program died",
         "nucleus-died": "its nucleus was killed",
+        "saved-system-died": "its saved system died",
         "failed": "it failed",
     }.get(end.how, end.how)
     return f"the last run {what} ended at {when}: {how}" + (f" ({end.text})" if end.text else "")

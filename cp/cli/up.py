@@ -9,7 +9,7 @@ import click
 
 from retinue.cp import runtime
 from retinue.cp.cli.command import selection, state_option
-from retinue.cp.cli.errors import CannotCreate, RunsAlready
+from retinue.cp.cli.errors import BeingStarted, CannotCreate, RunsAlready
 from retinue.cp.places import FolderError, Folders, find_places
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def up(ctx: click.Context, file: str, detach: bool) -> int:
         state = places.state if places.single else None
         raise RunsAlready(str(error), error.running.system, state) from error
     except runtime.PlaceBusy as error:
-        raise RunsAlready(str(error), name, None) from error
+        raise BeingStarted(str(error)) from error
 
 
 def _up(directory: "Directory", folders: Folders, *, detach: bool) -> int:

@@ -1,8 +1,8 @@
 """Where the programs of a topology are, found without importing or running any of them.
 
 A program is looked for beside the topology file first and then where Python finds installed modules, as Python does
-for a script and its folder. If it lies beside the topology file, its machine may read all code in that folder; so a folder
-that holds more than a system's own files is refused.
+for a script and its folder. If it lies beside the topology file, its machine may read all code in that folder; so a
+folder that holds more than a system's own files is refused.
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """The application machine: an ordinary Starlette application. It runs under any ASGI server.
 
-``/guests`` keeps a guest book, in a machine on the machine's own disk. ``/escape`` tries three things that a sealed machine
-cannot do and tells what became of each.
+``/guests`` keeps a guest book, in a machine on the machine's own disk. ``/escape`` tries three things that a sealed
+machine cannot do and tells what became of each.
 """
 
 import os

@@ -14,7 +14,6 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-
 from tests.systems import Bench, read_until
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"

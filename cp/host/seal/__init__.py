@@ -3,7 +3,7 @@
 A :class:`SealKit` is made once in a saved system (paths surveyed, filter assembled, kernel asked); each machine gets a
 :class:`Seal` from it, whose steps :mod:`retinue.svm.boot` calls in this order::
 
-    session  descriptors  limits  privileges  files  parent  calls
+    session  descriptors  limits  privileges  parent  files  calls
 
 Every step stands for itself; why the order is what it is stands at each step. One that fails raises SealFailed (an
 OSError) and the machine must not run.
