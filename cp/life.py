@@ -28,6 +28,7 @@ from retinue.pipes import (
     PathSevered,
     Rejected,
     SocketTransport,
+    WrongMode,
     socket_pair,
     wire,
 )
@@ -46,6 +47,10 @@ LEAVING: Final = 5.0
 LAST_WORDS: Final = 2.0
 # Messages a machine may have outstanding on its control path: connects wait there while a target restarts.
 CONTROL_LIMIT: Final = 512
+# Bytes of one of them: the longest is a refused config, with all its mistakes.
+CONTROL_LARGEST: Final = 256 * 1024
+# Mistakes in one machine's config that are told.
+MOST_MISTAKES: Final = 100
 
 
 @attrs.frozen
@@ -95,11 +100,15 @@ class Life:
             await self._changed.park()
         return self.state
 
+    def _reachable(self) -> bool:
+        """READY, and not just ending: its control path ends a moment before its state changes."""
+        return self.state is State.READY and self._control is not None and self._control.severed is None
+
     async def wait_ready(self, *, wait: bool) -> None:
         """Until it is READY; Rejected ``broken`` or ``not-ready`` when it will not be (or should not be waited for)."""
         if wait:
-            await self.wait_for(lambda state: state is State.READY or state in FINAL or state is State.STOPPING)
-        if self.state is State.READY:
+            await self.wait_for(lambda state: self._reachable() or state in FINAL or state is State.STOPPING)
+        if self._reachable():
             return
         if self.state in FINAL or self.state is State.STOPPING:
             raise Rejected("broken", f"{self.name} is {self.state.value}" + (f": {self.cause}" if self.cause else ""))
@@ -158,7 +167,13 @@ class Life:
                 last_words.set()
 
             nursery.start_soon(read_log)
-            self._control = Path(SocketTransport(control_ours), name=self.name, peer=self.name, limit=CONTROL_LIMIT)
+            self._control = Path(
+                SocketTransport(control_ours),
+                name=self.name,
+                peer=self.name,
+                limit=CONTROL_LIMIT,
+                largest=CONTROL_LARGEST,
+            )
             await nursery.start(self._control.run)
             nursery.start_soon(self._control.serve, self._on_message)
             nursery.start_soon(self._bring_up)
@@ -186,16 +201,16 @@ class Life:
 
     async def _bring_up(self) -> None:
         """Load the program, wait for its servers, run it, expect it to be ready in time."""
-        control = self._control
-        assert control is not None
         with trio.move_on_after(START_LIMIT) as limit:
             try:
-                await control.call(["load", self._load_arguments()])
+                await self._ask("load", self._load_arguments())
                 self.settled.set()
                 limit.deadline = float("inf")  # waiting for others is not its own time
                 await self._cp.turn_of(self)
+                if self.state is not State.STARTING:
+                    return  # asked to stop meanwhile
                 limit.deadline = trio.current_time() + START_LIMIT
-                await control.call(["start", {}])
+                await self._ask("start")
                 await self.wait_for(lambda state: state is not State.STARTING)
             except Rejected as exc:
                 self._not_loaded(exc)
@@ -215,8 +230,9 @@ class Life:
         }
 
     def _not_loaded(self, refusal: Rejected) -> None:
-        if refusal.code == "bad-config":
-            self.misfits = tuple(self._cp.misfit(self.name, mistake) for mistake in refusal.detail)
+        untrusted = refusal.detail
+        if refusal.code == "bad-config" and type(untrusted) is list and untrusted:
+            self.misfits = tuple(self._cp.misfit(self.name, mistake) for mistake in untrusted[:MOST_MISTAKES])
             self._kill("\n".join(map(str, self.misfits)))
         else:
             self._kill(refusal.text)
@@ -230,10 +246,9 @@ class Life:
         """Ask, wait for a bounded time, force: each step is a record."""
         await self._stop_asked.wait()
         self._happen(Happening.STOP)
-        assert self._control is not None
         with trio.move_on_after(self._cp.grace):
             with contextlib.suppress(PathError):  # it is ending already
-                await self._control.call(["stop", {}])
+                await self._ask("stop")
             await self._exited.wait()
         if not self._exited.is_set():
             self._cp.syslog.write(
@@ -298,12 +313,12 @@ class Life:
     async def _on_message(self, message: Message) -> Any:
         close_all(message.descriptors)
         match message.body:
-            case ["ready", {}]:
+            case ["ready", {**more}] if not more:
                 if self.state is State.STARTING:
                     self._ready_at = time.monotonic()
                     self._happen(Happening.READY)
                 return None
-            case ["connect", {"edge": str(name), "wait": bool(wait)}]:
+            case ["connect", {"edge": str(name), "wait": bool(wait), **more}] if not more:
                 return await self._connect(name, wait, message)
         raise Rejected("unknown-verb", "the control program knows ready and connect")
 
@@ -316,16 +331,25 @@ class Life:
         descriptor = await self._cp.switchboard.connect(self.name, edge, wait=wait)
         try:
             await message.reply(None, descriptors=(descriptor,))
+        except OSError as exc:
+            raise Rejected("exhausted", f"the control program cannot hand over a path: {exc.strerror}") from exc
         finally:
             os.close(descriptor)
 
     async def offer(self, peer: str, limit: int, descriptor: int) -> None:
         """Hand the machine its end of a new path; see :class:`~retinue.cp.switchboard.Target`."""
+        await self._ask("offer", {"peer": peer, "limit": min(limit, wire.MAX_LIMIT)}, (descriptor,))
+
+    async def _ask(self, verb: str, arguments: dict[str, Any] | None = None, descriptors: tuple[int, ...] = ()) -> None:
+        """Ask the machine for something over its control path. Rejected as it says, PathError when it cannot hear."""
         if self._control is None:
             raise Rejected("not-ready", f"{self.name} is {self.state.value}")
-        await self._control.call(
-            ["offer", {"peer": peer, "limit": min(limit, wire.MAX_LIMIT)}], descriptors=(descriptor,)
-        )
+        try:
+            await self._control.call([verb, arguments or {}], descriptors=descriptors)
+        except WrongMode:
+            self._kill("it broke the protocol on its control path: it made a byte stream of it")
+            self._control.sever("violation", "a control path carries messages")
+            raise
 
 
 def _signal_name(number: int) -> str:

@@ -4,12 +4,15 @@ Everybody asks in the same way, over a path: ``[verb, {arguments}]``. The operat
 machine with an edge to ``*CP`` may look, one with an edge to ``*LOG`` may read and follow the records.
 """
 
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from retinue.cp.broadcast import Follower
+from retinue.cp.ring import Ring
+from retinue.cp.syslog import CRITICAL
 from retinue.pipes import AccessDenied, Message, Path, PathError, Rejected
 from retinue.pipes.message import close_all
 
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
 
 # Records in one answer: what fits one message with room to spare.
 MOST_RECORDS: Final = 10_000
+# Bytes of records in one answer: well below what one message may have.
+ANSWER_ROOM: Final = 16 * 1024 * 1024
+# Followers on one path: each holds its own place in the stream.
+MOST_FOLLOWERS: Final = 8
 # Items of a follower that are on their way at once.
 IN_FLIGHT: Final = 32
 
@@ -37,12 +44,13 @@ class OperatorPath:
         self._allowed = allowed
         self._who = who
         self._nursery: trio.Nursery | None = None
+        self._followers = 0
 
     async def serve(self) -> None:
         """Answer until the path has ended."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            await self._path.serve(self._handle)
+            await self._path.serve(self._handle, failed=self._failed)
             nursery.cancel_scope.cancel()
 
     async def _handle(self, message: Message) -> Any:
@@ -58,6 +66,11 @@ class OperatorPath:
             raise AccessDenied(f"{self._who} may not {verb}: it may {', '.join(sorted(self._allowed))}")
         return await _VERBS[verb](self, arguments)
 
+    def _failed(self, message: Message, exc: Exception) -> None:
+        # A bug of ours. It must not end the system because somebody has asked a question.
+        trace = "".join(traceback.format_exception(exc))
+        self._cp.syslog.write(CRITICAL, f"a request of {self._who} failed:\n{trace}")
+
     # -- the verbs -----------------------------------------------------------------------------------------------------
 
     async def _status(self, arguments: dict[str, Any]) -> Any:
@@ -71,13 +84,16 @@ class OperatorPath:
     async def _logs(self, arguments: dict[str, Any]) -> Any:
         machine, count = _take(arguments, {"machine": (str, None), "count": (int, 100)})
         self._known(machine)
-        return {"records": await self._cp.records(machine, max(0, min(count, MOST_RECORDS)))}
+        records = await self._cp.records(machine, max(0, min(count, MOST_RECORDS)))
+        return {"records": list(Ring(MOST_RECORDS, ANSWER_ROOM, records))}
 
     async def _follow(self, arguments: dict[str, Any]) -> Any:
         machine, events, records, after = _take(
             arguments, {"machine": (str, None), "events": (bool, False), "records": (bool, True), "after": (int, None)}
         )
         self._known(machine)
+        if self._followers >= MOST_FOLLOWERS:
+            raise Rejected("exhausted", f"one path may follow {MOST_FOLLOWERS} times at once: open another path")
         assert self._nursery is not None
         return {"seq": await self._nursery.start(self._follow_on, machine, events, records, after)}
 
@@ -98,26 +114,30 @@ class OperatorPath:
                 return records and (machine is None or content["machine"] == machine)
             return events and (machine is None or content["machine"] in (machine, None))
 
-        with syslog.broadcast.follow() as follower:
-            missed = syslog.recent(machine, MOST_RECORDS, after=after) if records and after is not None else []
-            task_status.started(syslog.last)
-            for record in missed:
-                await self._path.send(["record", record])
-            async with trio.open_nursery() as nursery:
-                slots = trio.CapacityLimiter(IN_FLIGHT)
-                async for item in follower.items:
-                    if wanted(item):
-                        await slots.acquire_on_behalf_of(item_key := object())
-                        nursery.start_soon(self._push, item, slots, item_key)
-                    await self._tell_lost(follower)
-            # Only whoever sees this knows that nothing is missing at the end.
-            await self._path.send(["end", {}])
+        self._followers += 1
+        try:
+            with syslog.broadcast.follow() as follower:
+                missed = syslog.recent(machine, MOST_RECORDS, after=after) if records and after is not None else []
+                task_status.started(syslog.last)
+                for record in missed:
+                    await self._path.send(["record", record])
+                async with trio.open_nursery() as nursery:
+                    slots = trio.CapacityLimiter(IN_FLIGHT)
+                    async for item in follower.items:
+                        if wanted(item):
+                            await slots.acquire_on_behalf_of(item_key := object())
+                            nursery.start_soon(self._push, item, slots, item_key)
+                        await self._tell_lost(follower)
+                # Only whoever sees this knows that nothing is missing at the end.
+                await self._path.send(["end", {}])
+        except* PathError:
+            pass  # the end of the path ends the follower as well
+        finally:
+            self._followers -= 1
 
     async def _push(self, item: Any, slots: trio.CapacityLimiter, key: object) -> None:
         try:
             await self._path.send(item)
-        except PathError:
-            pass  # the end of the path ends the follower as well
         finally:
             slots.release_on_behalf_of(key)
 

@@ -68,47 +68,63 @@ class Switchboard:
         """
         if self._opened[origin] >= MAX_PATHS:
             raise Rejected("exhausted", f"{origin} has {MAX_PATHS} paths open, which is the most a machine may have")
-        try:
-            if edge.to in self._stars:
-                return self._connect_star(origin, edge)
-            return await self._connect_machine(origin, self._targets[edge.to], edge.limit, wait=wait)
-        except OSError as exc:
-            raise Rejected("exhausted", f"the control program cannot make a path: {exc.strerror}") from exc
+        if edge.to in self._stars:
+            return self._connect_star(origin, edge)
+        return await self._connect_machine(origin, self._targets[edge.to], edge.limit, wait=wait)
 
     def _connect_star(self, origin: str, edge: Edge) -> int:
-        ours, theirs = socket_pair()
-        path = Path(SocketTransport(ours), name=f"{origin} to {edge.to}", peer=origin, limit=edge.limit)
+        try:
+            ours, theirs = socket_pair()
+        except OSError as exc:
+            raise _exhausted(exc) from exc
+        # Requests are short; what a machine sends must not cost the control program more than that.
+        path = Path(
+            SocketTransport(ours),
+            name=f"{origin} to {edge.to}",
+            peer=origin,
+            limit=edge.limit,
+            largest=wire.MAX_PACKET,
+        )
 
         async def serve() -> None:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(path.run)
-                await self._stars[edge.to](origin, path)
-                nursery.cancel_scope.cancel()
+            try:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(path.run)
+                    await self._stars[edge.to](origin, path)
+                    nursery.cancel_scope.cancel()
+            finally:
+                self._opened[origin] -= 1
 
+        self._opened[origin] += 1
         self._nursery.start_soon(serve)
         return theirs.detach()
 
     async def _connect_machine(self, origin: str, target: Target, limit: int, *, wait: bool) -> int:
         while True:
             await target.wait_ready(wait=wait)
-            origin_end, target_end = socket_pair()
+            try:
+                return await self._offer(origin, target, limit)
+            except Rejected:
+                raise
+            except PathError:
+                if not wait:
+                    raise Rejected("not-ready", f"{target.name} died while it was asked") from None
+                # Wait for its successor. Neither of the two above is bound to let other tasks run meanwhile.
+                await trio.lowlevel.checkpoint()
+            except OSError as exc:
+                raise _exhausted(exc) from exc
+
+    async def _offer(self, origin: str, target: Target, limit: int) -> int:
+        origin_end, target_end = socket_pair()
+        with contextlib.ExitStack() as undo:
+            undo.callback(origin_end.close)
+            undo.callback(target_end.close)
             # Held before it is offered: a target that dies in between must not leave a path to nobody.
             held = self._hold(origin, target.name, target_end)
-            try:
-                await target.offer(origin, limit, target_end.fileno())
-            except PathError as exc:
-                origin_end.close()
-                self._release(held)
-                if isinstance(exc, Rejected):
-                    raise
-                if wait:
-                    continue  # it died while it was asked: wait for its successor
-                raise Rejected("not-ready", f"{target.name} died while it was asked") from None
-            except BaseException:
-                origin_end.close()
-                self._release(held)
-                raise
-            return origin_end.detach()
+            undo.callback(self._release, held)
+            await target.offer(origin, limit, target_end.fileno())
+            undo.pop_all()
+        return origin_end.detach()
 
     @asynccontextmanager
     async def open_to(self, origin: str, target: Target) -> AsyncIterator[Path]:
@@ -122,10 +138,10 @@ class Switchboard:
     # -- cutting -----------------------------------------------------------------------------------------------------
 
     def _hold(self, origin: str, target: str, end: socket.socket) -> _Held:
-        held = self._held[end.fileno()] = _Held(origin, target, end)
-        self._opened[origin] += 1
         # Only the hang-up is wanted: the end is readable all the time while messages pass.
         self._epoll.register(end.fileno(), select.EPOLLRDHUP)
+        held = self._held[end.fileno()] = _Held(origin, target, end)
+        self._opened[origin] += 1
         return held
 
     def _release(self, held: _Held) -> None:
@@ -163,6 +179,10 @@ class Switchboard:
             finally:
                 for held in list(self._held.values()):
                     self._release(held)
+
+
+def _exhausted(error: OSError) -> Rejected:
+    return Rejected("exhausted", f"the control program cannot make a path: {error.strerror}")
 
 
 def raise_descriptor_limit() -> int:

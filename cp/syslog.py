@@ -11,7 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
 import attrs
@@ -32,10 +32,20 @@ BATCH: Final = 500
 BATCH_ROOM: Final = 1024 * 1024
 # Seconds until a batch that SYSLOG could not store is offered again.
 RETRY: Final = 1.0
-# Packets read from one machine before the others get their turn.
-TURN: Final = 64
+# Seconds until a path to a SYSLOG that has just ended one is asked for again.
+AGAIN: Final = 0.1
+# Packets or records read from one machine before the others get their turn.
+TURN: Final = 256
 # Characters of one line of raw console text; a longer one becomes several records.
 MAX_LINE: Final = 8 * 1024
+# Lines of one packet of console text that become a record each; the rest of them come together in records of MAX_LINE.
+# Sixty thousand empty lines fit a packet.
+MAX_LINES: Final = 256
+# Values in the fields of one record, and how deep they may be nested: more costs every reader more than it tells.
+MAX_VALUES: Final = 256
+MAX_DEPTH: Final = 8
+# Empty packets in a row after which a hung-up descriptor has certainly nothing more: more than fit its buffer.
+EMPTY: Final = 1024
 
 # No record is from after the year 5138: a time beyond it is no time, and would not format as one.
 LATEST: Final = 1e11
@@ -75,7 +85,9 @@ class Syslog:
         self, severity: int, message: str, *, machine: str = "CP", generation: int = 0, fields: Any = None
     ) -> Record:
         """A record of the control program's own, or one it writes for a machine."""
-        return self._take(machine, generation, time.time(), severity, "retinue.cp", message, fields or {})
+        # An error text may hold the raw bytes of a file's name, which no message can carry.
+        text = message.encode("utf-8", "backslashreplace").decode()
+        return self._take(machine, generation, time.time(), severity, "retinue.cp", text, fields or {})
 
     def _take(
         self, machine: str, generation: int, when: float, severity: int, logger: str, message: str, fields: Any
@@ -104,16 +116,21 @@ class Syslog:
         with sock:
             sock.setblocking(False)
             buffer = self._buffer  # shared: nothing in it is kept over a checkpoint
+            empty = 0
             while True:
                 await trio.lowlevel.wait_readable(sock)
+                end_of_turn = self._last + TURN
                 for _ in range(TURN):
+                    if self._last >= end_of_turn:
+                        break
                     try:
                         count, _, flags, _ = sock.recvmsg_into([buffer])
                     except BlockingIOError:
                         break
                     except ConnectionResetError:
                         continue
-                    if count == 0 and _hung_up(sock):
+                    empty = empty + 1 if count == 0 else 0
+                    if empty > EMPTY and _hung_up(sock):
                         self._end_line(source)
                         return
                     self._packet(source, buffer[:count])
@@ -159,8 +176,10 @@ class Syslog:
         if len(source.line) > MAX_LINE:
             lines.append(source.line)
             source.line = ""
-        for line in lines:
+        for line in lines[:MAX_LINES]:
             self._line(source, line)
+        if rest := "\n".join(lines[MAX_LINES:]):
+            self._line(source, rest)
 
     def _end_line(self, source: _Source) -> None:
         if source.line:
@@ -200,15 +219,18 @@ class Syslog:
         """
         self._backlog = Ring(BACKLOG, BACKLOG_ROOM, self._ring)
         while True:
-            with suppress(PathError):  # it died, or was not ready after all: again
+            try:
                 async with connect() as path:
                     await self._pour(path)
+            except* PathError:
+                pass  # it died, or was not ready after all: again
+            await trio.sleep(AGAIN)
 
     async def _pour(self, path: Path) -> None:
         backlog = self._backlog
         assert backlog is not None
         while True:
-            while not backlog:
+            while not backlog and not self._dropped:
                 self._came = trio.Event()
                 await self._came.wait()
             if self._dropped:
@@ -239,7 +261,7 @@ class Syslog:
 
 
 def _hung_up(sock: socket.socket) -> bool:
-    """Whether an empty read is the end; a machine may also write an empty packet."""
+    """Whether nobody can write any more; an empty read may also be an empty packet, with others after it."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return any(event & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0))
@@ -257,6 +279,58 @@ def _checked(untrusted_frame: wire.Frame) -> tuple[float, int, str, str, dict[st
         return None
     if type(logger) is not str or type(message) is not str or type(fields) is not dict:
         return None
-    if not 0.0 <= when < LATEST or not all(type(key) is str for key in fields):
+    if not 0.0 <= when < LATEST:
         return None
+    if not _modest(fields):
+        fields = {"cut": f"more than {MAX_VALUES} values, deeper than {MAX_DEPTH}, or keys that are no texts"}
     return when, severity, logger[:256], message, fields
+
+
+def checked_records(untrusted_answer: Any) -> list[Record]:
+    """The records in the answer of the machine that keeps them; Rejected ``bad-answer`` when they are none."""
+    match untrusted_answer:
+        case {"records": list(untrusted)} if all(map(_is_record, untrusted)):
+            return untrusted
+    raise Rejected("bad-answer", "it did not answer with records")
+
+
+# What a record is made of, apart from its time.
+_SHAPE: Final[dict[str, type]] = {
+    "seq": int,
+    "machine": str,
+    "generation": int,
+    "severity": int,
+    "logger": str,
+    "message": str,
+    "fields": dict,
+}
+
+
+def _is_record(untrusted: Any) -> bool:
+    return (
+        type(untrusted) is dict
+        and untrusted.keys() == _SHAPE.keys() | {"time"}
+        and all(type(untrusted[name]) is kind for name, kind in _SHAPE.items())
+        and type(untrusted["time"]) is float
+        and _modest(untrusted["fields"])
+    )
+
+
+def _modest(untrusted_fields: dict[Any, Any]) -> bool:
+    """Whether fields are few and flat enough to be carried on and stored as they are."""
+    left = MAX_VALUES
+    level: list[Any] = [untrusted_fields]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for each in level:
+            left -= len(each)
+            if left < 0:
+                return False
+            if type(each) is dict and not all(type(key) is str for key in each):
+                return False
+            values = each.values() if type(each) is dict else each
+            below += [value for value in values if type(value) in (dict, list)]
+        if not below:
+            return True
+        level = below
+    return False

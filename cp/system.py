@@ -18,8 +18,8 @@ from retinue.cp.operator import ALL, LOOK, READ, OperatorPath
 from retinue.cp.operator_socket import StrangePeer, check_peer
 from retinue.cp.states import FINAL, State
 from retinue.cp.switchboard import Switchboard
-from retinue.cp.syslog import CRITICAL, ERROR, INFO, NOTICE, WARNING, Syslog
-from retinue.pipes import Path, PathError, SocketTransport
+from retinue.cp.syslog import CRITICAL, ERROR, INFO, NOTICE, WARNING, Syslog, checked_records
+from retinue.pipes import Path, PathError, SocketTransport, wire
 
 EXIT_FAILED: Final = 1
 EXIT_CONFIG: Final = 78  # EX_CONFIG
@@ -177,11 +177,16 @@ class ControlProgram:
         await self._stop_machines()
         self._end("failed", str(error), code)
 
-    def misfit(self, machine: str, untrusted_mistake: dict[str, Any]) -> Misfit:
+    def misfit(self, machine: str, untrusted_mistake: Any) -> Misfit:
         """A mistake that a program found in its config, with the line of the topology file."""
-        keys = tuple(key for key in untrusted_mistake.get("keys", ()) if isinstance(key, str | int))
+        match untrusted_mistake:
+            case {"keys": list(untrusted_keys), "text": str(text)}:
+                pass
+            case _:
+                untrusted_keys, text = [], "its program told a mistake that cannot be read"
+        keys = tuple(key for key in untrusted_keys if isinstance(key, str | int))
         line = self.topology.line("machines", machine, "config", *keys)
-        return Misfit(self.topology.path.name, line, machine, keys, str(untrusted_mistake.get("text", "")))
+        return Misfit(self.topology.path.name, line, machine, keys, text)
 
     # -- stop ----------------------------------------------------------------------------------------------------------
 
@@ -237,7 +242,9 @@ class ControlProgram:
 
     async def _serve_console(self, console: socket.socket) -> None:
         """The path of whoever started the system; until it is detached, its end is the end of the system."""
-        path = self._console = Path(SocketTransport(console), name="console", peer="the starter")
+        path = self._console = Path(
+            SocketTransport(console), name="console", peer="the starter", largest=wire.MAX_PACKET
+        )
         await self._serve_operator(path, "the console")
         if self._console is path:
             self.stop("console-lost", "the console is gone")
@@ -264,7 +271,7 @@ class ControlProgram:
                 self.syslog.write(WARNING, f"an operator was turned away: {exc}")
                 sock.close()
                 continue
-            path = Path(SocketTransport(sock), name="operator", peer=f"process {peer.pid}")
+            path = Path(SocketTransport(sock), name="operator", peer=f"process {peer.pid}", largest=wire.MAX_PACKET)
             self._nursery.start_soon(self._serve_operator, path, f"the operator (process {peer.pid}, user {peer.uid})")
 
     async def _serve_operator(self, path: Path, who: str) -> None:
@@ -301,7 +308,7 @@ class ControlProgram:
                 try:
                     await self.syslog.settle()
                     answer = await path.call(["query", {"machine": machine, "count": count}])
-                    return list(answer["records"])
+                    return checked_records(answer)
                 except PathError as exc:
                     self.syslog.write(NOTICE, f"the syslog machine did not answer a query: {exc}")
         return self.syslog.recent(machine, count)

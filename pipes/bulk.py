@@ -28,7 +28,10 @@ def store(data: bytes) -> int:
 
 
 def fetch(untrusted_descriptor: int, size: int) -> bytes:
-    """The bytes of a sealed memfd of exactly ``size`` bytes. Raises :exc:`ProtocolViolation`; closes nothing."""
+    """The bytes of a sealed memfd of exactly ``size`` bytes.
+
+    Raises :exc:`ProtocolViolation`, MemoryError when there is no room for them; closes nothing.
+    """
     try:
         seals = fcntl.fcntl(untrusted_descriptor, fcntl.F_GET_SEALS)
     except OSError:
@@ -37,7 +40,10 @@ def fetch(untrusted_descriptor: int, size: int) -> bytes:
         raise ProtocolViolation("a bulk descriptor that is not sealed")
     if os.fstat(untrusted_descriptor).st_size != size:
         raise ProtocolViolation("a bulk descriptor of another size than announced")
-    data = os.pread(untrusted_descriptor, size, 0)
+    try:
+        data = os.pread(untrusted_descriptor, size, 0)
+    except OSError:  # opened for writing only
+        data = b""
     if len(data) != size:
         raise ProtocolViolation("a bulk descriptor that cannot be read")
     return data

@@ -81,6 +81,13 @@ class AccessDenied(Rejected):
         super().__init__("denied", text, detail)
 
 
+def fresh(error: PathSevered | PathClosed) -> PathError:
+    """A new exception of the same content: one instance raised in several tasks would mix their tracebacks."""
+    if isinstance(error, PathSevered):
+        return PathSevered(error.code, error.text, error.name)
+    return PathClosed(error.name)
+
+
 def rejection(code: str, text: str, detail: Any) -> Rejected:
     """The exception for a refusal that came over the wire: AccessDenied for the code ``denied``, else Rejected."""
     return AccessDenied(text, detail) if code == "denied" else Rejected(code, text, detail)

@@ -13,9 +13,9 @@ from typing import Any, Final
 import outcome
 import trio
 
-from retinue.pipes import bulk, wire
-from retinue.pipes.errors import PathClosed, PathError, PathSevered, ProtocolViolation, Rejected, rejection
-from retinue.pipes.message import Message, Reply, close_all
+from retinue.pipes import bulk, packet, wire
+from retinue.pipes.errors import PathClosed, PathSevered, ProtocolViolation, Rejected, fresh, rejection
+from retinue.pipes.message import Message, Reply, close_all, copy_all
 from retinue.pipes.session import (
     Answered,
     Bytes,
@@ -24,7 +24,6 @@ from retinue.pipes.session import (
     Event,
     Incoming,
     Opened,
-    Outgoing,
     Purged,
     Received,
     Refused,
@@ -34,26 +33,35 @@ from retinue.pipes.session import (
 from retinue.pipes.stream import PathStream
 from retinue.pipes.transport import Transport
 
-# Packets read before other tasks get a turn.
-DRAIN: Final = 64
+# Frames (or packets) read before other tasks get a turn: a packet may hold twenty thousand.
+DRAIN: Final = 256
 
 Handler = Callable[[Message], Awaitable[Any]]
+Failed = Callable[[Message, Exception], None]
 
 
 class Path:
     """One end of a path: messages with answers, or (after :meth:`stream`) bytes.
 
     ``name`` is what this end calls the path, ``peer`` who is at the other end as far as this end may know (both only
-    for texts and decisions, the wire knows neither), ``limit`` how many messages the peer may have outstanding here.
+    for texts and decisions, the wire knows neither), ``limit`` how many messages the peer may have outstanding here,
+    ``largest`` how many bytes one of them may have: what a peer may make this end allocate is some fifty times that.
     """
 
     def __init__(
-        self, transport: Transport, *, name: str = "", peer: str = "", limit: int = wire.DEFAULT_LIMIT
+        self,
+        transport: Transport,
+        *,
+        name: str = "",
+        peer: str = "",
+        limit: int = wire.DEFAULT_LIMIT,
+        largest: int = wire.MAX_MESSAGE,
     ) -> None:
         self.name = name
         self.peer = peer
         self.limit = limit
         self.session = Session(limit, name)
+        self._largest = largest
         self._transport = transport
         self._decoder = wire.Decoder()
         self._nursery: trio.Nursery | None = None
@@ -108,11 +116,14 @@ class Path:
     async def aclose(self) -> None:
         """End the path after everything that was handed to it has been written."""
         try:
+            # The last frame as well: cut off without it the end would look like a loss.
+            self.session.sever("closed")
+            self.flush()
             while self._congested and not self._ended.is_set():
                 await self._written.park()
             await trio.lowlevel.checkpoint()
         finally:
-            self.sever()
+            self._end()
 
     def _end(self) -> None:
         """Wake everybody; the session is severed already and says why."""
@@ -123,7 +134,7 @@ class Path:
         error = self.session.severed_by or PathClosed(self.name)
         waiting, self._waiting = self._waiting, {}
         for task in waiting.values():
-            trio.lowlevel.reschedule(task, outcome.Error(_fresh(error)))
+            trio.lowlevel.reschedule(task, outcome.Error(fresh(error)))
         for message in self._inbox:
             close_all(message.descriptors)
         self._inbox.clear()
@@ -144,7 +155,7 @@ class Path:
     def check(self) -> None:
         """Raise why the path has ended, if it has."""
         if self.session.severed_by is not None:
-            raise _fresh(self.session.severed_by)
+            raise fresh(self.session.severed_by)
 
     # -- outgoing ---------------------------------------------------------------------------------------------------
 
@@ -175,7 +186,7 @@ class Path:
         self, command: Callable[[Any, tuple[int, ...]], int], body: Any, descriptors: tuple[int, ...]
     ) -> int:
         # Copies, and before any wait: later the caller may have closed its own, and their numbers mean something else.
-        copies = tuple(os.dup(each) for each in descriptors) if descriptors else ()
+        copies = copy_all(descriptors) if descriptors else ()
         try:
             session = self.session
             while session.state is State.OPENING or (session.state is State.OPEN and session.room <= 0):
@@ -184,6 +195,7 @@ class Path:
             ident = command(body, copies)
         except BaseException:
             close_all(copies)
+            self._room.unpark()  # the place it may have been woken for is the next one's
             raise
         self.flush()
         return ident
@@ -236,41 +248,49 @@ class Path:
         except (PathSevered, PathClosed):
             raise StopAsyncIteration from None
 
-    async def serve(self, handler: Handler) -> None:
+    async def serve(self, handler: Handler, *, failed: Failed | None = None) -> None:
         """Run ``handler(message)`` for every message, each in its own task, until the path has ended.
 
         What the handler returns is the reply. Raising :exc:`Rejected` refuses the message; any other exception refuses
-        it with the code ``failed`` and ends serve with that exception. A call that the peer withdraws cancels its
-        handler, and so does the end of the path. A one-way message counts as received when its handler has returned,
-        so at most ``limit`` handlers run at a time.
+        it with the code ``failed`` and ends serve with that exception, or is passed to ``failed`` instead (so does a
+        result that cannot be sent). A call that the peer withdraws cancels its handler, and so does the end of the
+        path; what is cancelled in another way is refused with the code ``cancelled``. A one-way message counts as
+        received when its handler has returned, so at most ``limit`` handlers run at a time.
         """
         async with trio.open_nursery() as nursery:
             try:
                 while True:
-                    nursery.start_soon(self._handle, handler, await self._take())
+                    nursery.start_soon(self._handle, handler, failed, await self._take())
             except (PathSevered, PathClosed):
                 nursery.cancel_scope.cancel()
 
-    async def _handle(self, handler: Handler, message: Message) -> None:
+    async def _handle(self, handler: Handler, failed: Failed | None, message: Message) -> None:
         with trio.CancelScope() as scope:
             self._scopes[message.id] = scope
             if message.purged.is_set():
                 scope.cancel()
             try:
-                result = await handler(message)
-                if not message.wants_reply:
-                    self._acknowledge(message)
-                elif self.session.waits(message.id):
-                    self.reply(message, result)
-            except Rejected as exc:
-                self._refuse(message, exc.code, exc.text, exc.detail)
+                try:
+                    result = await handler(message)
+                except Rejected as exc:
+                    self._refuse(message, exc.code, exc.text, exc.detail)
+                else:
+                    self._answer(message, result)
             except Exception as exc:
                 self._refuse(message, "failed", f"the handler raised {type(exc).__name__}")
-                raise
+                if failed is None:
+                    raise
+                failed(message, exc)
             finally:
                 del self._scopes[message.id]
-        if scope.cancelled_caught:
-            self._refuse(message, "purged")
+                # Whoever serves may be cancelled while the path lives on: nobody must wait for an answer for ever.
+                self._refuse(message, "purged" if message.purged.is_set() else "cancelled")
+
+    def _answer(self, message: Message, result: Any) -> None:
+        if not message.wants_reply:
+            self._acknowledge(message)
+        elif self.session.waits(message.id):
+            self.reply(message, result)
 
     def _refuse(self, message: Message, code: str, text: str = "", detail: Any = None) -> None:
         if not message.wants_reply:
@@ -287,7 +307,7 @@ class Path:
         """:meth:`Message.reply` without a checkpoint."""
         if self.session.state is State.SEVERED:
             return
-        copies = tuple(os.dup(each) for each in descriptors) if descriptors else ()
+        copies = copy_all(descriptors) if descriptors else ()
         delivered = False
         try:
             delivered = self.session.reply(message.id, body, copies)
@@ -323,28 +343,36 @@ class Path:
                 await transport.wait_readable()
             except trio.ClosedResourceError:
                 return
-            for _ in range(DRAIN):
+            turn = DRAIN
+            while turn > 0:
                 try:
-                    packet, descriptors = transport.receive()
+                    data, descriptors = transport.receive()
                 except BlockingIOError:
                     break
                 except ProtocolViolation as exc:
-                    self._violated(exc)
+                    self._give_up("violation", exc.rule)
                     return
-                if not packet and not descriptors:
+                if not data and not descriptors:
                     self.session.lose()
                     self._end()
                     return
-                self._on_packet(packet, descriptors)
+                turn -= max(1, self._on_packet(data, descriptors))
                 if self._ended.is_set():
                     return
 
-    def _on_packet(self, packet: bytes | memoryview, descriptors: list[int]) -> None:
+    def _on_packet(self, untrusted_packet: bytes | memoryview, descriptors: list[int]) -> int:
+        """Do what the frames of a packet say; returns how many there were."""
         session = self.session
+        frames: list[wire.Frame] = []
         try:
-            for frame in self._decoder.decode(packet):
+            frames = self._decoder.decode(untrusted_packet)
+            for frame in frames:
+                if self._ended.is_set():
+                    break
                 if frame[0] == wire.Kind.BULK:
-                    (descriptor,) = self._claim(descriptors, 1)
+                    if frame[1] > self._largest:
+                        raise ProtocolViolation(f"a message of {frame[1]} bytes, this end takes {self._largest}")
+                    (descriptor,) = packet.claim(descriptors, 1)
                     try:
                         data = bulk.fetch(descriptor, frame[1])
                     finally:
@@ -354,36 +382,29 @@ class Path:
                 if event is not None:
                     self._on_event(event, descriptors)
         except ProtocolViolation as exc:
-            self._violated(exc)
+            self._give_up("violation", exc.rule)
+        except MemoryError:
+            self._give_up("no-storage", "a message was too large for the storage of its receiver")
         finally:
             close_all(descriptors)  # what no frame has claimed
+        return len(frames)
 
-    @staticmethod
-    def _claim(descriptors: list[int], count: int) -> tuple[int, ...]:
-        if count == 0:
-            return ()
-        if len(descriptors) < count:
-            raise ProtocolViolation("a frame claims more descriptors than came")
-        claimed = tuple(descriptors[:count])
-        del descriptors[:count]
-        return claimed
-
-    def _violated(self, violation: ProtocolViolation) -> None:
-        self.session.violate(violation.rule)
+    def _give_up(self, code: str, text: str) -> None:
+        self.session.give_up(code, text)
         self.flush()
         self._end()
 
     def _on_event(self, event: Event, descriptors: list[int]) -> None:
         match event:
             case Incoming():
-                claimed = self._claim(descriptors, event.descriptors)
+                claimed = packet.claim(descriptors, event.descriptors)
                 message = Message(self, event.id, event.body, event.wants_reply, claimed)
                 if event.wants_reply:
                     self._pending[event.id] = message
                 self._inbox.append(message)
                 self._receivers.unpark()
             case Answered():
-                claimed = self._claim(descriptors, event.descriptors)
+                claimed = packet.claim(descriptors, event.descriptors)
                 if not self._wake(event.id, outcome.Value(Reply(event.body, claimed))):
                     close_all(claimed)
             case Received():
@@ -411,15 +432,15 @@ class Path:
         outbox = self.session.outbox
         while not self._congested and (outbox or self._packet is not None):
             try:
-                packet, descriptors = self._packet or self._assemble(outbox)
+                data, descriptors = self._packet or packet.assemble(outbox)
             except OSError as exc:
                 self.session.lose("lost", f"no memory or descriptors for a large message: {exc.strerror}")
                 self._end()
                 return
             try:
-                self._transport.send(packet, descriptors)
+                self._transport.send(data, descriptors)
             except BlockingIOError:
-                self._packet = packet, descriptors
+                self._packet = data, descriptors
                 if self._nursery is not None:
                     self._congested = True
                     self._nursery.start_soon(self._write_on)
@@ -427,30 +448,14 @@ class Path:
             except BrokenPipeError:
                 # Nobody reads. What they wrote before may still be there: the pump finds the end.
                 pass
+            except OSError as exc:
+                self._packet = None
+                close_all(descriptors)
+                self.session.lose("lost", f"the host does not carry a packet: {exc.strerror}")
+                self._end()
+                return
             self._packet = None
             close_all(descriptors)
-
-    @staticmethod
-    def _assemble(outbox: deque[Outgoing]) -> tuple[bytes, tuple[int, ...]]:
-        """As many frames as one packet holds, out of the outbox."""
-        data, descriptors = outbox.popleft()
-        if len(data) > wire.MAX_PACKET:
-            try:
-                return wire.encode([wire.Kind.BULK, len(data)]), (bulk.store(data), *descriptors)
-            except OSError:
-                close_all(descriptors)
-                raise
-        if not outbox:
-            return data, descriptors
-        parts, size = [data], len(data)
-        while outbox:
-            size += len(outbox[0].data)
-            if size > wire.MAX_PACKET or len(descriptors) + len(outbox[0].descriptors) > wire.MAX_DESCRIPTORS:
-                break
-            data, more = outbox.popleft()
-            parts.append(data)
-            descriptors += more
-        return b"".join(parts), descriptors
 
     async def _write_on(self) -> None:
         try:
@@ -463,19 +468,17 @@ class Path:
             self._written.unpark_all()
 
 
-def _fresh(error: PathSevered | PathClosed) -> PathError:
-    """A new exception of the same content: one instance raised in several tasks would mix their tracebacks."""
-    if isinstance(error, PathSevered):
-        return PathSevered(error.code, error.text, error.name)
-    return PathClosed(error.name)
-
-
 @asynccontextmanager
 async def open_path(
-    transport: Transport, *, name: str = "", peer: str = "", limit: int = wire.DEFAULT_LIMIT
+    transport: Transport,
+    *,
+    name: str = "",
+    peer: str = "",
+    limit: int = wire.DEFAULT_LIMIT,
+    largest: int = wire.MAX_MESSAGE,
 ) -> AsyncIterator[Path]:
     """A path over a transport for the length of the block, which runs its pump; severed at the end of the block."""
-    path = Path(transport, name=name, peer=peer, limit=limit)
+    path = Path(transport, name=name, peer=peer, limit=limit, largest=largest)
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(path.run)

@@ -200,11 +200,15 @@ class Session:
         self.state = following
 
     def _put(self, frame: Frame, descriptors: tuple[int, ...] = ()) -> None:
+        if len(descriptors) > wire.MAX_DESCRIPTORS:
+            raise LimitExceeded("descriptors of one message", len(descriptors), wire.MAX_DESCRIPTORS)
         if descriptors:
-            if len(descriptors) > wire.MAX_DESCRIPTORS:
-                raise LimitExceeded("descriptors of one message", len(descriptors), wire.MAX_DESCRIPTORS)
             frame.append(len(descriptors))
-        self.outbox.append(Outgoing(wire.encode(frame), descriptors))
+        data = wire.encode(frame)
+        if len(data) > wire.MAX_PACKET and len(descriptors) == wire.MAX_DESCRIPTORS:
+            # Its memfd takes one place of the packet.
+            raise LimitExceeded("descriptors of one large message", len(descriptors), wire.MAX_DESCRIPTORS - 1)
+        self.outbox.append(Outgoing(data, descriptors))
 
     def _message(self, kind: Kind, body: Any, descriptors: tuple[int, ...]) -> int:
         self._step(Command.CALL if kind is Kind.CALL else Command.SEND)
@@ -302,11 +306,11 @@ class Session:
             self._put([Kind.SEVER, wire.clip(code), wire.clip(text)])
             self.severed_by = PathClosed(self.name)
 
-    def violate(self, rule: str) -> Ended:
-        """End the path because the peer broke ``rule``; it is told so."""
-        self.sever("violation", rule)
-        self.severed_by = PathSevered("violation", rule, self.name)
-        return Ended("violation", rule)
+    def give_up(self, code: str, text: str) -> None:
+        """End the path because of what the peer sent (``violation``: it broke the rule ``text``); it is told so."""
+        if self.state is not State.SEVERED:
+            self.sever(code, text)
+            self.severed_by = PathSevered(code, text, self.name)
 
     def waits(self, ident: int) -> bool:
         """Whether the peer's message still waits for this end to answer or acknowledge it."""

@@ -6,17 +6,18 @@ pass ``tests/pipes/test_transport.py``.
 
 import array
 import contextlib
-import os
+import errno
 import socket
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Final, Protocol
 
 import trio
 
 from retinue.pipes import wire
 from retinue.pipes.errors import ProtocolViolation
+from retinue.pipes.message import close_all, copy_all
 
 Packet = tuple[bytes | memoryview, list[int]]
 
@@ -27,7 +28,8 @@ class Transport(Protocol):
     def send(self, packet: bytes, descriptors: Sequence[int] = ()) -> None:
         """Hand over one packet of 1 to MAX_PACKET bytes, with copies of the descriptors.
 
-        BlockingIOError when there is no room now, BrokenPipeError when nobody can receive it any more.
+        BlockingIOError when there is no room now, BrokenPipeError when nobody can receive it any more or this end is
+        closed, another OSError when the host cannot carry it (a descriptor that is not open, no memory).
         """
 
     def receive(self) -> Packet:
@@ -38,10 +40,10 @@ class Transport(Protocol):
         """
 
     async def wait_readable(self) -> None:
-        """Until :meth:`receive` would not raise BlockingIOError."""
+        """Until :meth:`receive` would not raise BlockingIOError. trio.ClosedResourceError when this end is closed."""
 
     async def wait_writable(self) -> None:
-        """Until :meth:`send` would probably not raise BlockingIOError."""
+        """Until :meth:`send` would probably not raise BlockingIOError. ClosedResourceError likewise."""
 
     def close(self) -> None:
         """End it at both ends: what is on its way still arrives, then the end. A second time has no effect."""
@@ -67,6 +69,10 @@ class _Buffer(threading.local):
 _buffer = _Buffer()
 
 
+# What send(2) says when the other end is closed or was reset.
+_GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})
+
+
 class SocketTransport:
     """Packets over a connected SOCK_SEQPACKET socket, which it takes over."""
 
@@ -82,10 +88,10 @@ class SocketTransport:
                 socket.send_fds(self._socket, [packet], list(descriptors), socket.MSG_NOSIGNAL)
             else:
                 self._socket.send(packet, socket.MSG_NOSIGNAL)
-        except (BlockingIOError, BrokenPipeError):
+        except OSError as exc:
+            if exc.errno in _GONE or self._socket.fileno() < 0:
+                raise BrokenPipeError(exc.errno, exc.strerror) from exc
             raise
-        except OSError as exc:  # closed at this end, reset by the other
-            raise BrokenPipeError(exc.errno, exc.strerror) from exc
 
     def receive(self) -> Packet:
         view = _buffer.view
@@ -100,8 +106,7 @@ class SocketTransport:
             return b"", []
         descriptors = _descriptors(ancillary) if ancillary else []
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or count > wire.MAX_PACKET:
-            for each in descriptors:
-                os.close(each)
+            close_all(descriptors)
             raise ProtocolViolation(
                 f"a packet over {wire.MAX_PACKET} bytes"
                 if count > wire.MAX_PACKET
@@ -110,10 +115,16 @@ class SocketTransport:
         return view[:count], descriptors
 
     async def wait_readable(self) -> None:
+        self._check_open()
         await trio.lowlevel.wait_readable(self._socket)
 
     async def wait_writable(self) -> None:
+        self._check_open()
         await trio.lowlevel.wait_writable(self._socket)
+
+    def _check_open(self) -> None:
+        if self._socket.fileno() < 0:
+            raise trio.ClosedResourceError("the transport was closed at this end")
 
     def close(self) -> None:
         if self._socket.fileno() < 0:
@@ -121,7 +132,8 @@ class SocketTransport:
         # close(2) alone would not end it: the control program keeps a duplicate of one end.
         with contextlib.suppress(OSError):  # the other end was first
             self._socket.shutdown(socket.SHUT_RDWR)
-        trio.lowlevel.notify_closing(self._socket)
+        if trio.lowlevel.in_trio_run():
+            trio.lowlevel.notify_closing(self._socket)
         self._socket.close()
 
 
@@ -139,7 +151,7 @@ class _Channel:
     CAPACITY = 4
 
     def __init__(self) -> None:
-        self.packets: deque[tuple[bytes, list[int]]] = deque()
+        self.packets: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self.closed = False
         self.changed: list[trio.Event] = []
 
@@ -157,18 +169,19 @@ class _Channel:
 class MemoryTransport:
     """One end of a pair inside one process, for tests and for simulation on a virtual clock."""
 
-    __slots__ = ("_in", "_out")
+    __slots__ = ("_closed", "_in", "_out")
 
-    def __init__(self, incoming: Any, outgoing: Any) -> None:
-        self._in: _Channel = incoming
-        self._out: _Channel = outgoing
+    def __init__(self, incoming: _Channel, outgoing: _Channel) -> None:
+        self._in = incoming
+        self._out = outgoing
+        self._closed = False
 
     def send(self, packet: bytes, descriptors: Sequence[int] = ()) -> None:
         if self._out.closed:
             raise BrokenPipeError("the other end is closed")
         if len(self._out.packets) >= _Channel.CAPACITY:
             raise BlockingIOError("no room")
-        self._out.packets.append((bytes(packet), [os.dup(each) for each in descriptors]))
+        self._out.packets.append((bytes(packet), copy_all(descriptors)))
         self._out.notify()
 
     def receive(self) -> Packet:
@@ -176,10 +189,9 @@ class MemoryTransport:
             packet, descriptors = self._in.packets.popleft()
             self._in.notify()
             if len(packet) > wire.MAX_PACKET or len(descriptors) > wire.MAX_DESCRIPTORS:
-                for each in descriptors:
-                    os.close(each)
+                close_all(descriptors)
                 raise ProtocolViolation(f"a packet over {wire.MAX_PACKET} bytes or with too many descriptors")
-            return packet, descriptors
+            return packet, list(descriptors)
         if self._in.closed:
             return b"", []
         raise BlockingIOError("nothing there")
@@ -188,13 +200,23 @@ class MemoryTransport:
         await trio.lowlevel.checkpoint()
         while not self._in.packets and not self._in.closed:
             await self._in.change()
+        self._check_open()
 
     async def wait_writable(self) -> None:
         await trio.lowlevel.checkpoint()
         while len(self._out.packets) >= _Channel.CAPACITY and not self._out.closed:
             await self._out.change()
+        self._check_open()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("the transport was closed at this end")
 
     def close(self) -> None:
+        self._closed = True
+        # Nobody can receive them any more; of a socket the kernel closes them.
+        while self._in.packets:
+            close_all(self._in.packets.popleft()[1])
         for channel in (self._in, self._out):
             if not channel.closed:
                 channel.closed = True

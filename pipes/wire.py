@@ -95,6 +95,22 @@ _SHAPES: Final[dict[int, Callable[[Frame], bool]]] = {
 _CARRIES: Final = frozenset({Kind.SEND, Kind.CALL, Kind.REPLY})
 
 
+def _no_extension(code: int, _: bytes) -> Any:
+    raise ValueError(f"an extension type ({code})")
+
+
+# What msgpack itself refuses, in the same words at both ends. Keys that are no text could be made to collide.
+_BOUNDS: Final[dict[str, Any]] = {
+    "max_array_len": MAX_ITEMS,
+    "max_map_len": MAX_ITEMS,
+    "max_ext_len": 0,
+    "ext_hook": _no_extension,
+    "strict_map_key": True,
+}
+# Types of values that are within the bounds whatever they hold.
+_PLAIN: Final = frozenset({type(None), bool, int, float, str, bytes, memoryview})
+
+
 def descriptors_of(frame: Frame) -> int:
     """How many of its packet's descriptors the frame takes (frames take them in order)."""
     kind = frame[0]
@@ -104,16 +120,28 @@ def descriptors_of(frame: Frame) -> int:
 
 
 def encode(frame: Frame) -> bytes:
-    """The bytes of a frame. :exc:`LimitExceeded` when it is over MAX_MESSAGE, TypeError for what msgpack cannot say."""
-    packed: bytes = msgpack.packb(frame)
+    """The bytes of a frame. :exc:`LimitExceeded` when it is over MAX_MESSAGE, TypeError for what cannot be said."""
+    try:
+        packed: bytes = msgpack.packb(frame)
+        # What the receiver refuses would cost the path: a key that is no text, an extension, too many items.
+        if not _PLAIN.issuperset(map(type, frame[2:])):
+            msgpack.unpackb(packed, **_BOUNDS)
+    except (ValueError, OverflowError) as exc:  # too deep, a lone surrogate, an integer over 64 bits
+        raise TypeError(f"a message cannot carry this: {exc}") from exc
     if len(packed) > MAX_MESSAGE:
         raise LimitExceeded("size of a message in bytes", len(packed), MAX_MESSAGE)
     return packed
 
 
 def clip(text: str) -> str:
-    """A reason text cut to MAX_TEXT characters, visibly."""
+    """A reason text cut to MAX_TEXT characters, visibly; what UTF-8 cannot say (a file name's bytes) is escaped."""
+    if not text.isascii():
+        text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+
+
+# After each packet: a nil, which is no frame.
+_STOP: Final = b"\xc0"
 
 
 def _check(untrusted_frame: Any) -> Frame:
@@ -122,7 +150,7 @@ def _check(untrusted_frame: Any) -> Frame:
     kind = untrusted_frame[0]
     fits = _SHAPES.get(kind) if type(kind) is int else None
     if fits is None:
-        raise ProtocolViolation(f"unknown kind of frame {str(kind)[:40]!r}")
+        raise ProtocolViolation(f"unknown kind of frame: {kind if type(kind) is int else type(kind).__name__}")
     if not fits(untrusted_frame):
         raise ProtocolViolation(f"malformed {Kind(kind).name} frame")
     return untrusted_frame
@@ -131,35 +159,33 @@ def _check(untrusted_frame: Any) -> Frame:
 class Decoder:
     """Turns the packets of one peer into checked frames."""
 
-    __slots__ = ("_fed", "_unpacker")
+    __slots__ = ("_unpacker",)
 
     def __init__(self) -> None:
-        self._unpacker = self._fresh(MAX_PACKET)
-        self._fed = 0
+        self._unpacker = self._fresh(MAX_PACKET + len(_STOP))
 
     @staticmethod
     def _fresh(size: int) -> msgpack.Unpacker:
-        return msgpack.Unpacker(
-            max_buffer_size=size, max_array_len=MAX_ITEMS, max_map_len=MAX_ITEMS, max_ext_len=0, strict_map_key=True
-        )
+        return msgpack.Unpacker(max_buffer_size=size, **_BOUNDS)
 
     def decode(self, untrusted_packet: bytes | memoryview) -> list[Frame]:
         """The frames of one packet, at most MAX_PACKET bytes.
 
-        Raises :exc:`ProtocolViolation`; after that the decoder is spent, as is the path.
+        Raises :exc:`ProtocolViolation`, or MemoryError; after that the decoder is spent, as is the path.
         """
         unpacker = self._unpacker
         try:
             unpacker.feed(untrusted_packet)
-            frames = [_check(frame) for frame in unpacker]
-        except ProtocolViolation:
+            # msgpack does not tell whether it stopped inside an object; one that is not whole swallows what follows.
+            unpacker.feed(_STOP)
+            untrusted_frames = list(unpacker)
+            if not untrusted_frames or untrusted_frames.pop() is not None:
+                raise ProtocolViolation("a packet ends inside a frame")
+            return [_check(frame) for frame in untrusted_frames]
+        except (ProtocolViolation, MemoryError):
             raise
         except Exception as exc:  # msgpack raises its own, ValueError, UnicodeDecodeError, BufferFull, StackError
             raise ProtocolViolation(f"not msgpack: {type(exc).__name__}") from exc
-        self._fed += len(untrusted_packet)
-        if unpacker.tell() != self._fed:
-            raise ProtocolViolation("a packet ends inside a frame")
-        return frames
 
     def decode_bulk(self, untrusted_bytes: bytes) -> Frame:
         """The one frame that came in a memfd; only messages and replies travel that way."""
@@ -167,7 +193,7 @@ class Decoder:
         try:
             unpacker.feed(untrusted_bytes)
             frame = _check(unpacker.unpack())
-        except ProtocolViolation:
+        except (ProtocolViolation, MemoryError):
             raise
         except Exception as exc:
             raise ProtocolViolation(f"not msgpack: {type(exc).__name__}") from exc

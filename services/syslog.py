@@ -35,6 +35,8 @@ CREATE TABLE IF NOT EXISTS records (
 CREATE INDEX IF NOT EXISTS records_by_machine ON records (machine);
 """
 COLUMNS: Final = ("seq", "time", "machine", "generation", "severity", "logger", "message", "fields")
+# Characters of records in one answer: an eighth of what a message may have.
+ANSWER_ROOM: Final = 8 * 1024 * 1024
 # How many records may come between two looks at the size of the table.
 TRIM_EVERY: Final = 10_000
 
@@ -75,16 +77,23 @@ class Store:
         self._database.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._database.execute("COMMIT")
         except BaseException:
-            self._database.execute("ROLLBACK")
+            if self._database.in_transaction:  # a full disk may have ended it already
+                self._database.execute("ROLLBACK")
             raise
-        self._database.execute("COMMIT")
 
     def newest(self, machine: str | None, count: int) -> list[dict[str, Any]]:
-        """The newest records, oldest first, of one machine or of all."""
+        """The newest records, oldest first, of one machine or of all; at most ANSWER_ROOM bytes of them, if not one."""
         where, values = ("WHERE machine = ? ", [machine]) if machine is not None else ("", [])
         query = f"SELECT {', '.join(COLUMNS)} FROM records {where}ORDER BY rowid DESC LIMIT ?"
-        rows = self._database.execute(query, [*values, count]).fetchall()
+        rows: list[Any] = []
+        room = ANSWER_ROOM
+        for row in self._database.execute(query, [*values, count]):
+            room -= sum(len(value) for value in row if isinstance(value, str))
+            if rows and room < 0:
+                break
+            rows.append(row)
         return [{**dict(zip(COLUMNS, row, strict=True)), "fields": json.loads(row[-1])} for row in reversed(rows)]
 
     def close(self) -> None:

@@ -10,11 +10,14 @@ the host                  a failed step of the boot order (an OSError)
 ========================  ==========================================================================
 """
 
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
 from retinue.pipes import AccessDenied, PathError
+
+# Mistakes of one config that are told at once: as many as somebody reads.
+MOST_TOLD: Final = 100
 
 
 class ProgramError(Exception):
@@ -98,4 +101,4 @@ class WrongEvent(RuntimeError):
 
 def mistakes_to_wire(error: ConfigError) -> list[dict[str, Any]]:
     """The mistakes as a message can carry them."""
-    return [{"keys": list(mistake.keys), "text": mistake.text} for mistake in error.mistakes]
+    return [{"keys": list(mistake.keys), "text": mistake.text[:1000]} for mistake in error.mistakes[:MOST_TOLD]]
