@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 # Seconds from a machine's birth to its ready(). A program that never says it would hold up everybody for ever.
 START_LIMIT: Final = 60.0
+# Generations a machine may use up before the system has been ready once: somebody waits for it to come up.
+FIRST_TRIES: Final = 3
 # Seconds a machine has to finish what it has begun when it is asked to stop.
 GRACE: Final = 10.0
 # Seconds a machine that has closed its control path may take to end.
@@ -127,7 +129,7 @@ class Life:
             self.settled.set()
             if self.state in FINAL:
                 return
-            if self.generation == 1 and self._ready_at is None and not self._cp.was_ready:
+            if not self._cp.was_ready and (self._ready_at is None or self.generation >= FIRST_TRIES):
                 self._cp.first_start_failed(self, death.cause)
                 return
             if self.entry.restart == "never":
@@ -292,12 +294,13 @@ class Life:
         self.cause = death.cause
         in_order = death.asked or (not death.failed and self.entry.restart != "always")
         exit = self._exit
-        fields: dict[str, Any] = {"cause": death.cause, "generation": self.generation}
+        fields: dict[str, Any] = {"cause": death.cause}
         if exit is not None:
             fields |= {"pid": exit.pid, "status": exit.status, "peak_kib": exit.peak_kib}
             fields |= {"user_s": round(exit.user_s, 3), "system_s": round(exit.system_s, 3)}
         text = f"{self.name} {'stopped' if in_order else 'died'}: {death.cause}"
-        self._cp.syslog.write(INFO if in_order else ERROR, text, fields=fields)
+        severity = INFO if in_order else ERROR
+        self._cp.syslog.write(severity, text, machine=self.name, generation=self.generation, fields=fields)
         if self.state in FINAL:
             return
         self._happen(Happening.FINISH if in_order else Happening.DIE, death.cause)

@@ -122,11 +122,11 @@ def starting(folders: Folders) -> Iterator[Window]:
 
 def _open_window(folders: Folders) -> Window:
     while True:
-        if folders.keep_base:
-            make_state_folder(folders.base)
-        else:
-            make_private_folder(folders.base)
         try:
+            if folders.keep_base:
+                make_state_folder(folders.base)
+            else:
+                make_private_folder(folders.base)
             window = Window(_hold(folders.base, fcntl.LOCK_EX, START_WAIT))
         except FileNotFoundError:
             continue  # the end of the last other system removed the empty base just now

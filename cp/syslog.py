@@ -6,6 +6,8 @@ number. Records go to the followers, into a ring (for the system without a SYSLO
 it is not there) and, if the topology names one, to the machine that keeps them.
 """
 
+import heapq
+import itertools
 import select
 import socket
 import time
@@ -21,9 +23,10 @@ from retinue.cp.broadcast import Broadcast
 from retinue.cp.ring import Record, Ring
 from retinue.pipes import Path, PathError, ProtocolViolation, Rejected, wire
 
-# Records kept here, and their bytes: enough to explain a bad minute, little beside the control program itself.
-RING: Final = 10_000
-RING_ROOM: Final = 8 * 1024 * 1024
+# Records kept here of each machine, and their bytes: enough to explain a bad minute of it. Each has a ring of its own,
+# so that one that floods does not drive out what others said.
+RING: Final = 2_000
+RING_ROOM: Final = 2 * 1024 * 1024
 # Records that wait for the SYSLOG machine while it is away; what is older is dropped, and counted.
 BACKLOG: Final = 50_000
 BACKLOG_ROOM: Final = 32 * 1024 * 1024
@@ -34,6 +37,11 @@ BATCH_ROOM: Final = 1024 * 1024
 RETRY: Final = 1.0
 # Seconds until a path to a SYSLOG that has just ended one is asked for again.
 AGAIN: Final = 0.1
+# Seconds a descriptor that was read empty is left alone, so that what comes meanwhile is read at once: shorter than its
+# buffer (some 250 small records) takes to fill at 50,000 records a second.
+PAUSE: Final = 0.005
+# Seconds a small batch may wait for more records. Each batch costs SYSLOG a transaction.
+GATHER: Final = 0.05
 # Packets or records read from one machine before the others get their turn.
 TURN: Final = 256
 # Characters of one line of raw console text; a longer one becomes several records.
@@ -71,13 +79,14 @@ class Syslog:
         self.run = uuid.uuid4().hex
         """Tells the records of this run of the system from those of others: sequence numbers begin anew."""
         self._last = 0
-        self._ring = Ring(RING, RING_ROOM)
+        self._rings: dict[str, Ring] = {}
         self._buffer = memoryview(bytearray(wire.MAX_PACKET))
         self.broadcast = Broadcast()
         self._backlog: Ring | None = None
         self._dropped = 0
         self._came = trio.Event()
         self._stored = trio.Event()
+        self._urgent = 0  # how many wait for everything to be stored
 
     # -- taking ----------------------------------------------------------------------------------------------------
 
@@ -103,7 +112,7 @@ class Syslog:
             "fields": fields,
         }
         self._last += 1
-        self._ring.append(record)
+        self._ring_of(machine).append(record)
         if self._backlog is not None:
             self._dropped += self._backlog.append(record)
             self._came.set()
@@ -120,12 +129,14 @@ class Syslog:
             while True:
                 await trio.lowlevel.wait_readable(sock)
                 end_of_turn = self._last + TURN
+                pause = 0.0
                 for _ in range(TURN):
                     if self._last >= end_of_turn:
                         break
                     try:
                         count, _, flags, _ = sock.recvmsg_into([buffer])
                     except BlockingIOError:
+                        pause = PAUSE
                         break
                     except ConnectionResetError:
                         continue
@@ -137,7 +148,7 @@ class Syslog:
                     if flags & socket.MSG_TRUNC:
                         text = f"-- a line of {machine} was cut: it wrote more than {wire.MAX_PACKET} bytes at once --"
                         self.write(WARNING, text, machine=machine, generation=generation)
-                await trio.lowlevel.checkpoint()
+                await trio.sleep(pause)
 
     def _packet(self, source: _Source, untrusted_packet: memoryview) -> None:
         # 0x93 is the head of a SEND frame and never the first byte of a text in UTF-8.
@@ -194,15 +205,18 @@ class Syslog:
     # -- giving ----------------------------------------------------------------------------------------------------
 
     def recent(self, machine: str | None, count: int, *, after: int = 0) -> list[Record]:
-        """The newest records of the ring, oldest first, of one machine or of all."""
-        found: list[Record] = []
-        for record in reversed(self._ring):
-            if record["seq"] <= after or len(found) >= count:
-                break
-            if machine is None or record["machine"] == machine:
-                found.append(record)
+        """The newest records there are here, oldest first, of one machine or of all."""
+        rings = self._rings.values() if machine is None else [self._ring_of(machine)]
+        newest_first = heapq.merge(*map(reversed, rings), key=lambda record: -record["seq"])
+        found = list(itertools.takewhile(lambda record: record["seq"] > after, itertools.islice(newest_first, count)))
         found.reverse()
         return found
+
+    def _ring_of(self, machine: str) -> Ring:
+        ring = self._rings.get(machine)
+        if ring is None:
+            ring = self._rings[machine] = Ring(RING, RING_ROOM)
+        return ring
 
     @property
     def last(self) -> int:
@@ -217,7 +231,7 @@ class Syslog:
         ``connect`` opens a path to that machine, waiting while it is not there. A batch leaves the backlog when the
         machine has answered that it is stored.
         """
-        self._backlog = Ring(BACKLOG, BACKLOG_ROOM, self._ring)
+        self._backlog = Ring(BACKLOG, BACKLOG_ROOM, self.recent(None, BACKLOG))
         while True:
             try:
                 async with connect() as path:
@@ -237,6 +251,8 @@ class Syslog:
                 dropped, self._dropped = self._dropped, 0
                 text = f"-- {dropped} records lost: the syslog machine was away for too long --"
                 self.write(WARNING, text, fields={"lost": dropped})
+            if len(backlog) < BATCH and not self._urgent:
+                await trio.sleep(GATHER)
             batch = backlog.oldest(BATCH, BATCH_ROOM)
             try:
                 await path.call(["store", {"run": self.run, "records": batch}])
@@ -251,8 +267,12 @@ class Syslog:
     async def settle(self) -> None:
         """Until every record there is now has been stored; at once when nobody keeps them."""
         last = self.last
-        while self._backlog and self._backlog.first <= last:
-            await self._stored.wait()
+        self._urgent += 1
+        try:
+            while self._backlog and self._backlog.first <= last:
+                await self._stored.wait()
+        finally:
+            self._urgent -= 1
 
     @property
     def unkept(self) -> int:

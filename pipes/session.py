@@ -331,14 +331,13 @@ class Session:
 
         None for what concerns nobody any more. Raises :exc:`ProtocolViolation`.
         """
-        if self.state is State.SEVERED:
+        state = self.state
+        if state is State.SEVERED:
             return None  # it crossed our SEVER
-        kind = Kind(frame[0])
-        following = TABLE.get((self.state, kind))
-        if following is None:
-            raise ProtocolViolation(f"{kind.name} is not allowed while the path is {self.state.value}")
-        self.state = following
-        action = _ACTIONS.get(kind)
+        step = _STEPS[state].get(frame[0])
+        if step is None:
+            raise ProtocolViolation(f"{Kind(frame[0]).name} is not allowed while the path is {state.value}")
+        self.state, action = step
         return action(self, frame) if action is not None else None
 
     def _on_hello(self, frame: Frame) -> Event:
@@ -416,4 +415,14 @@ _ACTIONS: Final[dict[Kind, Callable[[Session, Frame], Event | None]]] = {
     Kind.EOF: Session._on_eof,
     Kind.CREDIT: Session._on_credit,
     Kind.SEVER: Session._on_sever,
+}
+
+# TABLE and _ACTIONS by state and number: hashing a pair of enumeration members costs more than all else in receive().
+_STEPS: Final = {
+    state: {
+        int(each): (following, _ACTIONS.get(each))
+        for (before, each), following in TABLE.items()
+        if before is state and isinstance(each, Kind)
+    }
+    for state in State
 }

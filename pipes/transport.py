@@ -69,6 +69,11 @@ class _Buffer(threading.local):
 _buffer = _Buffer()
 
 
+# Plain numbers: to combine members of an enumeration for each packet costs as much as a system call.
+_SEND_FLAGS: Final = int(socket.MSG_NOSIGNAL)
+_RECEIVE_FLAGS: Final = int(socket.MSG_CMSG_CLOEXEC)
+_CUT: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+
 # What send(2) says when the other end is closed or was reset.
 _GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})
 
@@ -85,9 +90,9 @@ class SocketTransport:
     def send(self, packet: bytes, descriptors: Sequence[int] = ()) -> None:
         try:
             if descriptors:
-                socket.send_fds(self._socket, [packet], list(descriptors), socket.MSG_NOSIGNAL)
+                socket.send_fds(self._socket, [packet], list(descriptors), _SEND_FLAGS)
             else:
-                self._socket.send(packet, socket.MSG_NOSIGNAL)
+                self._socket.send(packet, _SEND_FLAGS)
         except OSError as exc:
             if exc.errno in _GONE or self._socket.fileno() < 0:
                 raise BrokenPipeError(exc.errno, exc.strerror) from exc
@@ -96,7 +101,7 @@ class SocketTransport:
     def receive(self) -> Packet:
         view = _buffer.view
         try:
-            count, ancillary, flags, _ = self._socket.recvmsg_into([view], _buffer.ancillary, socket.MSG_CMSG_CLOEXEC)
+            count, ancillary, flags, _ = self._socket.recvmsg_into([view], _buffer.ancillary, _RECEIVE_FLAGS)
         except ConnectionResetError:
             # Told once when the other end closed with unread packets (unix(7)); what it had sent is still queued.
             return self.receive()
@@ -105,7 +110,7 @@ class SocketTransport:
         except OSError:
             return b"", []
         descriptors = _descriptors(ancillary) if ancillary else []
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or count > wire.MAX_PACKET:
+        if flags & _CUT or count > wire.MAX_PACKET:
             close_all(descriptors)
             raise ProtocolViolation(
                 f"a packet over {wire.MAX_PACKET} bytes"

@@ -30,6 +30,9 @@ MAX_MESSAGE: Final = 32 * 1024
 PATIENCE_MS: Final = 50
 
 
+_NOW: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
 class LogWriter:
     """Writes records into the log descriptor; safe from any thread."""
 
@@ -48,7 +51,7 @@ class LogWriter:
 
     def _send(self, packet: bytes) -> None:
         try:
-            self._socket.send(packet, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            self._socket.send(packet, _NOW)
             self._stuck = False
         except BlockingIOError:
             if self._stuck:
@@ -64,7 +67,7 @@ class LogWriter:
 
     def _send_last(self, packet: bytes) -> None:
         try:
-            self._socket.send(packet, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            self._socket.send(packet, _NOW)
         except OSError:
             self._stuck = True
 
@@ -169,6 +172,8 @@ def install(writer: LogWriter) -> None:
     root = logging.getLogger()
     root.handlers[:] = [LogHandler(writer)]
     root.setLevel(logging.INFO)
+    # What no record of ours carries need not be found out for each: thread, task, process, line of the call.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.captureWarnings(True)
     warnings.simplefilter("default")
 

@@ -96,12 +96,24 @@ class Runtime:
         try:
             with self._main_scope:
                 await self._program.main(self._machine)
+        except SystemExit as exc:
+            self.exit_code = _exit_code(exc)
         except Exception as exc:
             self.exit_code = EXIT_PROGRAM_FAILED
             _log.critical("the program %s failed", self._program.name, exc_info=exc)
             self._machine.abandon(f"{self._machine.name} failed")
         self._control.sever("finished")
         self._nursery.cancel_scope.cancel()
+
+
+def _exit_code(leaving: SystemExit) -> int:
+    """What sys.exit() was called with, read as the interpreter does."""
+    if leaving.code is None:
+        return EXIT_OK
+    if isinstance(leaving.code, int):
+        return leaving.code & 0xFF
+    _log.critical("%s", leaving.code)
+    return 1
 
 
 async def run(control: socket.socket) -> int:

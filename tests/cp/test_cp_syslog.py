@@ -302,6 +302,18 @@ async def test_memory_for_records_is_bounded() -> None:
     assert sum(map(len, messages(log.recent(None, RING)))) <= module.RING_ROOM
 
 
+async def test_machine_that_floods_does_not_drive_out_the_others() -> None:
+    """Each has a ring of its own; together they come in the order in which they were taken."""
+    log = Syslog()
+    log.write(5, "quiet", machine="QUIET")
+    for number in range(RING * 2):
+        log.write(5, str(number), machine="LOUD")
+    assert messages(log.recent("QUIET", 10)) == ["quiet"]
+    everything = log.recent(None, RING * 2)
+    assert everything[0]["message"] == "quiet"
+    assert [record["seq"] for record in everything] == sorted(record["seq"] for record in everything)
+
+
 async def test_own_record_with_raw_bytes_of_a_file_name() -> None:
     """The control program's own texts can always be handed on."""
     log = Syslog()
@@ -401,11 +413,11 @@ async def test_everything_is_kept_from_the_first_record_on(monkeypatch: pytest.M
 async def test_batches_are_bounded_in_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """The keeper is a small machine."""
     log, keeper = Syslog(), Keeper()
-    for _ in range(100):
+    for _ in range(60):
         log.write(5, "x" * 30_000)
     async with keeping(log, keeper, monkeypatch):
         await log.settle()
-    assert keeper.seqs() == list(range(1, 101))
+    assert keeper.seqs() == list(range(1, 61))
     assert max(keeper.batches) * 30_000 <= module.BATCH_ROOM
 
 

@@ -149,7 +149,7 @@ def test_death_of_the_application_harms_no_other_route(web: Web) -> None:
     assert set(seen["/"]) <= {200, 502, 503}
     assert web.get("/")[0] == 200
     assert web.machine("SHOP")["cause"] == "killed by SIGKILL"
-    assert "SHOP died: killed by SIGKILL" in web.bench.run("logs", "CP", "-n", "all").stdout
+    assert "SHOP died: killed by SIGKILL" in web.bench.run("logs", "SHOP", "-n", "all").stdout
 
 
 def test_every_example_has_a_readme() -> None:
