@@ -58,6 +58,9 @@ EMPTY: Final = 1024
 # No record is from after the year 5138: a time beyond it is no time, and would not format as one.
 LATEST: Final = 1e11
 
+# The logger of what the control program itself says, also for a machine; no machine may use the name.
+OURS: Final = "retinue.cp"
+
 NOTICE, WARNING, ERROR, CRITICAL, INFO = 5, 4, 3, 2, 6
 
 
@@ -96,7 +99,7 @@ class Syslog:
         """A record of the control program's own, or one it writes for a machine."""
         # An error text may hold the raw bytes of a file's name, which no message can carry.
         text = message.encode("utf-8", "backslashreplace").decode()
-        return self._take(machine, generation, time.time(), severity, "retinue.cp", text, fields or {})
+        return self._take(machine, generation, time.time(), severity, OURS, text, fields or {})
 
     def _take(
         self, machine: str, generation: int, when: float, severity: int, logger: str, message: str, fields: Any
@@ -303,6 +306,8 @@ def _checked(untrusted_frame: wire.Frame) -> tuple[float, int, str, str, dict[st
         return None
     if not _modest(fields):
         fields = {"cut": f"more than {MAX_VALUES} values, deeper than {MAX_DEPTH}, or keys that are no texts"}
+    if logger.startswith(OURS):
+        logger = f"not {logger}"
     return when, severity, logger[:256], message, fields
 
 

@@ -67,9 +67,10 @@ class PathStream(trio.abc.HalfCloseableStream):
         if max_bytes is not None and operator.index(max_bytes) < 1:
             raise ValueError("max_bytes must be >= 1")
         with self._receive_conflict:
-            await trio.lowlevel.checkpoint()
-            self._check_closed()
             chunks = self.path.chunks
+            if self._rest or self._at_end or chunks or self.path.severed is not None:
+                await trio.lowlevel.checkpoint()  # else to park is one
+            self._check_closed()
             while not self._rest and not self._at_end:
                 if chunks:
                     chunk = chunks.popleft()

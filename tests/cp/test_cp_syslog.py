@@ -105,6 +105,12 @@ async def test_forged_numbers_forge_only_the_machines_own_count() -> None:
     assert messages(await hear(log, record(1), machine="OTHER")) == ["m"]
 
 
+async def test_machine_cannot_speak_as_the_control_program() -> None:
+    """Who follows the log for deaths believes the logger's name."""
+    (heard,) = await hear(Syslog(), frame(1, [1.0, 3, "retinue.cp", "OTHER died: killed", {"cause": "killed"}]))
+    assert (heard["machine"], heard["logger"]) == ("M", "not retinue.cp")
+
+
 HOSTILE_BODIES: list[Any] = [
     None,
     [],

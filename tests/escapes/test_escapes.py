@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -70,6 +71,21 @@ def without_namespaces(folder: Path) -> str:
     )
     wrapper.chmod(0o755)
     return str(wrapper)
+
+
+async def test_sealed_machine_has_every_layer_the_host_can_give(start: Start, tmp_path: Path) -> None:
+    """As root or not: where unshare(1) can make the namespaces, a sealed machine stands in them."""
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        pytest.skip("needs unshare(1)")
+    wanted = ["--user", "--map-current-user", "--pid", "--fork", "--net", "--ipc", "--uts", "--mount"]
+    if (await trio.run_process([unshare, *wanted, "true"], stderr=subprocess.DEVNULL, check=False)).returncode:
+        pytest.skip("this host refuses namespaces to this user")
+    system = await start()
+    with trio.fail_after(PATIENCE):
+        machine = await system.spawn("PRISONER")
+    assert {"no-new-privs", "landlock", "seccomp"} <= set(machine.seal)
+    assert {"user-ns", "pid-ns", "net-ns", "ipc-ns", "uts-ns", "no-proc"} <= set(machine.seal)
 
 
 @contextlib.contextmanager
