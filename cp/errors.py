@@ -20,7 +20,7 @@ class StartFailed(ControlProgramError):
 
     def __init__(self, machine: str, cause: str) -> None:
         self.machine, self.cause = machine, cause
-        super().__init__(f"{machine} did not start: {cause}")
+        super().__init__(f"{machine}: {cause}")
 
 
 @attrs.frozen

@@ -295,6 +295,8 @@ class Life:
         in_order = death.asked or (not death.failed and self.entry.restart != "always")
         exit = self._exit
         fields: dict[str, Any] = {"cause": death.cause}
+        if in_order:
+            fields["event"] = State.STOPPED.value  # which a display of states shows anyway
         if exit is not None:
             fields |= {"pid": exit.pid, "status": exit.status, "peak_kib": exit.peak_kib}
             fields |= {"user_s": round(exit.user_s, 3), "system_s": round(exit.system_s, 3)}

@@ -102,7 +102,7 @@ def test_a_machine_that_fails_to_start_is_told_with_its_last_lines(bench: Bench,
     done = bench.run("up", *options, str(bench.file))
     assert done.returncode == errors.FAILED
     problem = done.stderr[done.stderr.index("retinue: ") :].splitlines()
-    assert problem[0].startswith(f"retinue: {bench.name} did not start: FAILING did not start: ")
+    assert problem[0].startswith(f"retinue: {bench.name} did not start: FAILING: ")
     assert "ValueError: no such luck" in problem[0]
     assert "    FAILING | so far so good" in problem
     bench.assert_gone()
