@@ -47,11 +47,34 @@ T = TypeVar("T")
 
 
 def converse(conversation: Callable[[], Awaitable[T]]) -> T:
-    """Run an async function under trio; what it raises arrives alone, not in the group of the nurseries it crossed."""
+    """Run an async function under trio; what it raises arrives alone, not in the group of the nurseries it crossed.
+
+    Ctrl-C cancels it and is raised as KeyboardInterrupt when it has ended. Raised where it happens to strike, as Python
+    does it, an interrupt could be lost in a destructor, or leave a path half severed.
+    """
     try:
-        return trio.run(conversation)
+        return trio.run(_interruptibly, conversation)
     except BaseExceptionGroup as group:
         raise _most_telling(group) from group
+
+
+async def _interruptibly(conversation: Callable[[], Awaitable[T]]) -> T:
+    interrupted = False
+    async with trio.open_nursery() as nursery:
+
+        async def watch(signals: AsyncIterator[int]) -> None:
+            nonlocal interrupted
+            async for _ in signals:
+                interrupted = True
+                nursery.cancel_scope.cancel()
+
+        with trio.open_signal_receiver(signal.SIGINT) as signals:
+            nursery.start_soon(watch, signals)
+            result = await conversation()
+            nursery.cancel_scope.cancel()
+    if interrupted:
+        raise KeyboardInterrupt
+    return result
 
 
 def _most_telling(group: BaseExceptionGroup[BaseException]) -> BaseException:
