@@ -1,5 +1,6 @@
 """The entry of the control program's process, which the nucleus starts."""
 
+import os
 import pathlib
 import socket
 import sys
@@ -37,6 +38,7 @@ async def _run(arguments: dict[str, Any]) -> int:
 
 def main(arguments: dict[str, Any]) -> int:
     """Run the control program; returns the exit status of the process."""
+    os.umask(0o077)  # what it creates, disks above all, is nobody else's
     raise_descriptor_limit()
     try:
         return trio.run(_run, arguments)

@@ -22,6 +22,7 @@ from retinue.cp.syslog import CRITICAL, ERROR, INFO, NOTICE, WARNING, Syslog, ch
 from retinue.pipes import Path, PathError, SocketTransport, wire
 
 EXIT_FAILED: Final = 1
+EXIT_CANNOT_CREATE: Final = 73  # EX_CANTCREAT
 EXIT_CONFIG: Final = 78  # EX_CONFIG
 
 # Seconds the followers have at the end to take what was said last.
@@ -63,7 +64,12 @@ class ControlProgram:
         for layer in self.host.seal_report():
             if layer.system == "sealed" and not layer.present:
                 self.syslog.write(WARNING, f"the seal of {layer.system} machines lacks {layer.layer}: {layer.why}")
-        self._make_disks()
+        try:
+            self._make_disks()
+        except OSError as exc:
+            text = f"the disk {exc.filename} cannot be made: {exc.strerror} (make room there, or choose a place with --state DIR)"
+            self.host.end("failed", text, EXIT_CANNOT_CREATE)
+            return
         self._nursery.start_soon(self._read_exits)
         self._nursery.start_soon(self._read_host_events)
         self._nursery.start_soon(self.switchboard.watch)

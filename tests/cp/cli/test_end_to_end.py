@@ -120,6 +120,18 @@ def test_a_config_that_the_program_does_not_take_is_an_error_of_the_topology(ben
     bench.assert_gone()
 
 
+def test_a_disk_that_cannot_be_made_is_told_with_its_place(bench: Bench) -> None:
+    bench.write(server=SERVER)
+    bench.file.write_text(bench.file.read_text() + "disks.a = {}\n")
+    state = bench.folder / "state" / "retinue" / bench.name
+    state.mkdir(mode=0o700, parents=True)
+    (state / "disks").touch()
+    done = bench.run("up", "-d", str(bench.file))
+    assert done.returncode == errors.CANNOT_CREATE
+    assert f"the disk {state / 'disks' / 'SERVER' / 'a'} cannot be made: Not a directory" in done.stderr
+    bench.assert_gone()
+
+
 def test_the_death_of_the_nucleus_is_told_and_cleaned_up(bench: Bench) -> None:
     bench.write(server=SERVER)
     process = bench.start("up", str(bench.file))
