@@ -67,7 +67,8 @@ class ControlProgram:
         try:
             self._make_disks()
         except OSError as exc:
-            text = f"the disk {exc.filename} cannot be made: {exc.strerror} (make room there, or choose a place with --state DIR)"
+            cure = "make room there, or choose a place with --state DIR"
+            text = f"the disk {exc.filename} cannot be made: {exc.strerror} ({cure})"
             self.host.end("failed", text, EXIT_CANNOT_CREATE)
             return
         self._nursery.start_soon(self._read_exits)
