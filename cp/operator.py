@@ -122,11 +122,11 @@ class OperatorPath:
                 for record in missed:
                     await self._path.send(["record", record])
                 async with trio.open_nursery() as nursery:
-                    slots = trio.CapacityLimiter(IN_FLIGHT)
+                    slots = trio.Semaphore(IN_FLIGHT)
                     async for item in follower.items:
                         if wanted(item):
-                            await slots.acquire_on_behalf_of(item_key := object())
-                            nursery.start_soon(self._push, item, slots, item_key)
+                            await slots.acquire()
+                            nursery.start_soon(self._push, item, slots)
                         await self._tell_lost(follower)
                 # Only whoever sees this knows that nothing is missing at the end.
                 await self._path.send(["end", {}])
@@ -135,11 +135,11 @@ class OperatorPath:
         finally:
             self._followers -= 1
 
-    async def _push(self, item: Any, slots: trio.CapacityLimiter, key: object) -> None:
+    async def _push(self, item: Any, slots: trio.Semaphore) -> None:
         try:
             await self._path.send(item)
         finally:
-            slots.release_on_behalf_of(key)
+            slots.release()
 
     async def _tell_lost(self, follower: Follower) -> None:
         if lost := follower.take_lost():

@@ -69,7 +69,7 @@ class ControlProgram:
         except OSError as exc:
             cure = "make room there, or choose a place with --state DIR"
             text = f"the disk {exc.filename} cannot be made: {exc.strerror} ({cure})"
-            self.host.end("failed", text, EXIT_CANNOT_CREATE)
+            self._end("failed", text, EXIT_CANNOT_CREATE)
             return
         self._nursery.start_soon(self._read_exits)
         self._nursery.start_soon(self._read_host_events)
