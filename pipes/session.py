@@ -1,250 +1,148 @@
 """One end of a path as a state machine without I/O: commands and frames in, frames and events out.
 
-The states and what may happen in each stand in :data:`TABLE`; a pair that is not there is a
+The states and what may happen in each stand in :mod:`retinue.pipes.states`; a pair that is not there is a
 :exc:`ProtocolViolation` when the peer did it and :exc:`WrongMode` when you did. The rule that keeps both ends in step:
 **every message ends exactly once**, a one-way message by ACK, a call by one REPLY or REJECT, also when it was purged.
-A message counts against the limit until then, at both ends alike.
+A message counts against the limit until then, at both ends alike. The event of a frame is the frame itself, when
+:meth:`Session.receive` gives it back: it has been checked and concerns this end's program.
 """
 
-from collections import deque
-from collections.abc import Callable
-from enum import Enum
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, Final
 
 from retinue.pipes import wire
 from retinue.pipes.errors import LimitExceeded, PathClosed, PathSevered, ProtocolViolation, WrongMode
+from retinue.pipes.link import Close, Greeting, Link
+from retinue.pipes.outbox import Outbox, Store
+from retinue.pipes.states import TABLE, Binding, Command, State
 from retinue.pipes.wire import Frame, Kind
 
 
-class State(Enum):
-    """Where one end of a path stands."""
+class Session(Outbox):
+    """The state of one end, which outlives the descriptors under it.
 
-    OPENING = "opening"  # our HELLO is out, the other one has not come
-    OPEN = "open"  # messages may pass
-    ASKED = "asked"  # we have turned to a stream, the other end not yet
-    OFFERED = "offered"  # the other end has turned to a stream, we not yet
-    STREAM = "stream"  # bytes pass
-    SEVERED = "severed"  # nothing passes any more
-
-
-class Command(Enum):
-    """What the program on this end asks for."""
-
-    SEND = "send"
-    CALL = "call"
-    ANSWER = "answer"  # reply, reject or acknowledge
-    PURGE = "purge"
-    STREAM = "stream"
-    BYTES = "bytes"  # send bytes or end of stream
-    CREDIT = "credit"  # take bytes out of the stream
-    SEVER = "sever"
-
-
-_MESSAGES: Final = (Kind.SEND, Kind.CALL, Kind.PURGE)
-_ANSWERS: Final = (Kind.REPLY, Kind.REJECT, Kind.ACK)
-_BYTES: Final = (Kind.DATA, Kind.EOF)
-
-Step = dict[tuple[State, Kind | Command], State]
-
-
-def _stay(state: State, *inputs: Kind | Command) -> Step:
-    return {(state, each): state for each in inputs}
-
-
-# (state, frame from the peer or command of this end) -> next state
-TABLE: Final[Step] = {
-    (State.OPENING, Kind.HELLO): State.OPEN,
-    **_stay(State.OPEN, *_MESSAGES, *_ANSWERS, Command.SEND, Command.CALL, Command.ANSWER, Command.PURGE),
-    (State.OPEN, Command.STREAM): State.ASKED,
-    (State.OPEN, Kind.STREAM): State.OFFERED,
-    # We stream; what the peer sent as messages before it turned may still arrive and be answered.
-    **_stay(
-        State.ASKED, *_MESSAGES, *_ANSWERS, Command.ANSWER, Command.PURGE, Command.BYTES, Command.CREDIT, Kind.CREDIT
-    ),
-    (State.ASKED, Kind.STREAM): State.STREAM,
-    # The peer streams; its bytes wait until we turn as well.
-    **_stay(State.OFFERED, *_ANSWERS, *_BYTES, Kind.PURGE, Command.ANSWER, Command.PURGE),
-    (State.OFFERED, Command.STREAM): State.STREAM,
-    **_stay(State.STREAM, *_BYTES, *_ANSWERS, Kind.PURGE, Kind.CREDIT),
-    **_stay(State.STREAM, Command.ANSWER, Command.PURGE, Command.BYTES, Command.CREDIT),
-    **{(state, Kind.SEVER): State.SEVERED for state in State if state is not State.SEVERED},
-    **{(state, Command.SEVER): State.SEVERED for state in State if state is not State.SEVERED},
-}
-
-
-class Opened(NamedTuple):
-    """The other end has said HELLO: up to ``limit`` messages may be outstanding towards it."""
-
-    limit: int
-
-
-class Incoming(NamedTuple):
-    """A message for this end's program."""
-
-    id: int
-    body: Any
-    wants_reply: bool
-    descriptors: int
-
-
-class Answered(NamedTuple):
-    """A call of this end ended with a reply."""
-
-    id: int
-    body: Any
-    descriptors: int
-
-
-class Refused(NamedTuple):
-    """A call of this end was rejected (code ``purged`` when this end had withdrawn it)."""
-
-    id: int
-    code: str
-    text: str
-    detail: Any
-
-
-class Received(NamedTuple):
-    """A one-way message of this end has been received by the other program."""
-
-    id: int
-
-
-class Purged(NamedTuple):
-    """The other end withdrew a call that this end's program has not answered yet."""
-
-    id: int
-
-
-class Bytes(NamedTuple):
-    """A chunk of the stream; empty at its end."""
-
-    data: bytes
-
-
-class Credited(NamedTuple):
-    """The reader took bytes out: there is room for more."""
-
-
-class Ended(NamedTuple):
-    """The path is severed by the other end."""
-
-    code: str
-    text: str
-
-
-Event = Opened | Incoming | Answered | Refused | Received | Purged | Bytes | Credited | Ended
-
-
-class Outgoing(NamedTuple):
-    """An encoded frame and the descriptors (as the caller gave them) that travel with it."""
-
-    data: bytes
-    descriptors: tuple[int, ...]
-
-
-class Session:
-    """The state of one end.
-
-    ``limit`` is how many messages this end lets the other have outstanding; the other end's comes with its HELLO.
-    Commands put encoded frames into :attr:`outbox`; :meth:`receive` takes one checked frame and returns its event.
+    ``limit`` is how many messages may be outstanding in each direction; the other end may lower it. Commands queue
+    frames in :attr:`link`; :meth:`receive` takes one checked frame. ``store`` puts a frame that is too large for a
+    packet into a memfd, ``close`` closes descriptors that nobody needs any more; without them messages are small and
+    carry none. With ``keeps`` the path can be bound again after its descriptor was lost.
     """
 
     __slots__ = (
-        "_eof_in", "_eof_out", "_in", "_last_in", "_last_out", "_out", "_unread", "_window",
-        "limit", "name", "outbox", "peer_limit", "severed_by", "state",
+        "_ack_first", "_ack_last", "_began_quiesced", "_confirmations", "_eof_in", "_eof_out", "_in", "_last_in",
+        "_last_in_urgent", "_replayed", "_replayed_urgent", "_steps", "_unread", "_window", "ended_here", "greeting",
+        "quiesced",
     )  # fmt: skip
 
-    def __init__(self, limit: int = wire.DEFAULT_LIMIT, name: str = "") -> None:
-        if not 0 < limit <= wire.MAX_LIMIT:
-            raise LimitExceeded("limit of outstanding messages", limit, wire.MAX_LIMIT)
-        self.name = name
-        self.limit = limit
-        self.peer_limit = 0
-        self.state = State.OPENING
-        self.severed_by: PathSevered | PathClosed | None = None
-        self.outbox: deque[Outgoing] = deque()
-        self._last_in = self._last_out = 0
-        self._out: dict[int, Kind] = {}  # ours, not ended: SEND, CALL, or PURGE for a call that was withdrawn
-        self._in: dict[int, Kind] = {}  # theirs, not ended, likewise
+    def __init__(
+        self,
+        limit: int = wire.DEFAULT_LIMIT,
+        name: str = "",
+        *,
+        keeps: bool = False,
+        store: Store | None = None,
+        close: Close | None = None,
+        token: int | None = None,
+        quiesced: bool = False,
+    ) -> None:
+        super().__init__(limit, name, Link(keeps, token), store, close)
+        self.greeting: Greeting | None = None  # what the last HELLO has shown
+        self.ended_here = False  # it was this end that severed
+        self.quiesced = quiesced  # we take no messages for now
+        self._began_quiesced = quiesced  # what every HELLO says; QUIESCE and RESUME are counted from there
+        self._confirmations = 0  # QUIESCED of the other end that have not come
+        self._last_in = self._last_in_urgent = 0
+        self._in: dict[int, int] = {}  # theirs, not ended: SEND, CALL, or PURGE for a call that was withdrawn
+        self._replayed = self._replayed_urgent = 0  # theirs up to here were sent to a predecessor of ours
+        self._ack_first = self._ack_last = 0
         self._window = wire.STREAM_WINDOW  # bytes we may still send
         self._unread = 0  # bytes of theirs that were not credited back
         self._eof_in = self._eof_out = False
-        self._put([Kind.HELLO, wire.VERSION, limit])
+        self._enter(State.OPENING)
+
+    def _enter(self, state: State) -> None:
+        super()._enter(state)
+        self._steps = _STEPS[state]
 
     # -- what can be asked ------------------------------------------------------------------------------------------
 
     @property
-    def room(self) -> int:
-        """How many more messages may be sent now; 0 before HELLO and on a stream."""
-        return self.peer_limit - len(self._out) if self.state is State.OPEN else 0
-
-    @property
     def outstanding(self) -> tuple[int, int]:
         """Messages that have not ended: (ours, theirs)."""
-        return len(self._out), len(self._in)
+        return len(self._sends) + len(self._calls), len(self._in)
 
     @property
     def window(self) -> int:
         """Bytes that may be sent into the stream now."""
         return self._window
 
+    def waits(self, ident: int) -> bool:
+        """Whether the peer's message still waits for this end to answer or acknowledge it."""
+        return ident in self._in
+
+    def is_redelivery(self, ident: int) -> bool:
+        """Whether a message of the peer may have been given to a predecessor of this end."""
+        return ident <= self._replayed if ident > 0 else -ident <= self._replayed_urgent
+
+    # -- bindings ---------------------------------------------------------------------------------------------------
+
+    def bind(self) -> None:
+        """This end has a descriptor now, the first or another: greet on it."""
+        link = self.link
+        hello = [Kind.HELLO, wire.VERSION, self.limit, link.token, link.peer, link.received, *self._again_out]
+        link.bind([*hello, int(self._began_quiesced)])
+
+    def _on_hello(self, frame: Frame) -> None:
+        if frame[1] != wire.VERSION:
+            raise ProtocolViolation(f"the other end speaks version {frame[1]}, this one {wire.VERSION}")
+        greeting = self.greeting = self.link.greet(frame)
+        if greeting is Greeting.RESUMED and frame[4] == self.link.token:
+            return  # both have met before
+        self.peer_limit = self._lowest = min(self.limit, frame[2])
+        # An end that has met nobody has sent nothing to a predecessor. One that has met this end, which did not hear
+        # of it, may have: what it has sent to this end alone is marked as well.
+        self._replayed, self._replayed_urgent = (frame[6], frame[7]) if frame[4] else (0, 0)
+        self.held = bool(frame[8])
+        if greeting is Greeting.RESUMED:
+            self._recount()
+            return
+        if greeting is Greeting.SUCCESSOR:
+            self._forget_predecessor()
+        elif self._state is State.OPENING:
+            self._enter(State.OPEN)
+        if self._state is State.OPEN:
+            self._confirmations = int(self.quiesced and not self._began_quiesced)
+            if self.quiesced is not self._began_quiesced:
+                self._put([Kind.QUIESCE if self.quiesced else Kind.RESUME], True)
+        self._recount()
+
+    def _forget_predecessor(self) -> None:
+        """The other end's successor knows nothing: forget what its predecessor asked, ask again what we did."""
+        if self._state not in (State.OPENING, State.OPEN):
+            self.give_up("lost", "the other end was restarted, and a byte stream cannot go on")
+            return
+        self._in.clear()
+        self._last_in = self._last_in_urgent = self._ack_first = self._ack_last = 0
+        self._offer_again()
+
     # -- commands of this end ---------------------------------------------------------------------------------------
 
-    def _step(self, command: Command) -> None:
-        following = TABLE.get((self.state, command))
-        if following is None:
-            if self.severed_by is not None:
-                raise self.severed_by
-            raise WrongMode(f"{command.value} on the path {self.name or '(unnamed)'} while it is {self.state.value}")
-        self.state = following
-
-    def _put(self, frame: Frame, descriptors: tuple[int, ...] = ()) -> None:
-        if len(descriptors) > wire.MAX_DESCRIPTORS:
-            raise LimitExceeded("descriptors of one message", len(descriptors), wire.MAX_DESCRIPTORS)
-        if descriptors:
-            frame.append(len(descriptors))
-        data = wire.encode(frame)
-        if len(data) > wire.MAX_PACKET and len(descriptors) == wire.MAX_DESCRIPTORS:
-            # Its memfd takes one place of the packet.
-            raise LimitExceeded("descriptors of one large message", len(descriptors), wire.MAX_DESCRIPTORS - 1)
-        self.outbox.append(Outgoing(data, descriptors))
-
-    def _message(self, kind: Kind, body: Any, descriptors: tuple[int, ...]) -> int:
-        self._step(Command.CALL if kind is Kind.CALL else Command.SEND)
-        if len(self._out) >= self.peer_limit:
-            raise LimitExceeded("outstanding messages", len(self._out) + 1, self.peer_limit)
-        ident = self._last_out + 1
-        self._put([kind, ident, body], descriptors)
-        self._last_out = ident
-        self._out[ident] = kind
-        return ident
-
-    def send(self, body: Any, descriptors: tuple[int, ...] = ()) -> int:
-        """Queue a one-way message; returns its id. LimitExceeded when there is no :attr:`room`."""
-        return self._message(Kind.SEND, body, descriptors)
-
-    def call(self, body: Any, descriptors: tuple[int, ...] = ()) -> int:
-        """Queue a call; returns its id. LimitExceeded when there is no :attr:`room`."""
-        return self._message(Kind.CALL, body, descriptors)
-
-    def purge(self, ident: int) -> None:
-        """Withdraw a call. No effect when its answer has already come."""
-        if self._out.get(ident) is Kind.CALL and self.state is not State.SEVERED:
-            self._step(Command.PURGE)
-            self._out[ident] = Kind.PURGE
-            self._put([Kind.PURGE, ident])
-
     def reply(self, ident: int, body: Any, descriptors: tuple[int, ...] = ()) -> bool:
-        """Answer a call. False when the caller had withdrawn it: then a rejection ``purged`` goes out instead."""
-        self._step(Command.ANSWER)
+        """Answer a call. False when the caller had withdrawn it: then a rejection ``purged`` goes out instead.
+
+        The descriptors are the session's only when this returns True.
+        """
+        if self._state is not State.OPEN:
+            self._step(Command.ANSWER)
         kind = self._in.get(ident)
-        if kind is Kind.PURGE:
-            self._finish(ident, [Kind.REJECT, ident, "purged", "", None])
+        if kind == Kind.PURGE:
+            self._put([Kind.REJECT, ident, "purged", "", None], ident < 0)
+            del self._in[ident]
             return False
-        if kind is not Kind.CALL:
+        if kind != Kind.CALL:
             raise WrongMode(f"message {ident} is not a call that waits for an answer")
-        self._put([Kind.REPLY, ident, body], descriptors)
+        data = self._encode([3, ident, body, len(descriptors)] if descriptors else [3, ident, body], descriptors)
+        self.meter.bytes_sent += len(data) if isinstance(data, bytes) else data.size
+        self.link.put(data, ident < 0)
         del self._in[ident]
         return True
 
@@ -252,28 +150,72 @@ class Session:
         """Refuse a call."""
         self._step(Command.ANSWER)
         kind = self._in.get(ident)
-        if kind is not Kind.CALL and kind is not Kind.PURGE:
+        if kind != Kind.CALL and kind != Kind.PURGE:
             raise WrongMode(f"message {ident} is not a call that waits for an answer")
-        self._finish(ident, [Kind.REJECT, ident, wire.clip(code), wire.clip(text), detail])
-
-    def acknowledge(self, ident: int) -> None:
-        """Say that a one-way message has been received by the program."""
-        self._step(Command.ANSWER)
-        if self._in.get(ident) is not Kind.SEND:
-            raise WrongMode(f"message {ident} is not a one-way message that waits to be received")
-        self._finish(ident, [Kind.ACK, ident])
-
-    def _finish(self, ident: int, frame: Frame) -> None:
-        self._put(frame)
+        data = self._encode([Kind.REJECT, ident, wire.clip(code), wire.clip(text), detail])
+        self.meter.bytes_sent += len(data) if isinstance(data, bytes) else data.size
+        self.link.put(data, ident < 0)
         del self._in[ident]
+
+    def acknowledge(self, ident: int) -> int:
+        """Say that a one-way message has been received by the program; :meth:`settle` queues what was said.
+
+        Returns how many acknowledgements are gathered.
+        """
+        if self._state is not State.OPEN:
+            self._step(Command.ANSWER)
+        if self._in.get(ident) != Kind.SEND:
+            raise WrongMode(f"message {ident} is not a one-way message that waits to be received")
+        return self.take(ident)
+
+    def take(self, ident: int) -> int:
+        """Like :meth:`acknowledge`, for what may have ended; returns how many acknowledgements are gathered."""
+        if self._in.pop(ident, None) is None:
+            return 0
+        first = self._ack_first
+        if first > 0 and ident == self._ack_last + 1 and ident - first < wire.MAX_LIMIT:
+            self._ack_last = ident
+            return ident - first + 1
+        self.settle()
+        self._ack_first = self._ack_last = ident
+        return 1
+
+    def settle(self) -> None:
+        """Queue the acknowledgements that were gathered; do it before anything is written."""
+        if self._ack_first:
+            self._put([5, self._ack_first, self._ack_last], self._ack_first < 0)
+            self._ack_first = self._ack_last = 0
+
+    def quiesce(self) -> None:
+        """Take no more messages for now; a second time has no effect."""
+        self._step(Command.QUIESCE)
+        if not self.quiesced:
+            self.quiesced = True
+            if self._state is State.OPEN:
+                self._confirmations += 1
+                self._put([Kind.QUIESCE], True)
+
+    def resume(self) -> None:
+        """Take messages again; a second time has no effect."""
+        self._step(Command.QUIESCE)
+        if self.quiesced:
+            self.quiesced = False
+            if self._state is State.OPEN:
+                self._put([Kind.RESUME], True)
+
+    @property
+    def still(self) -> bool:
+        """Whether this end is quiesced and the other has confirmed that nothing follows."""
+        return self.quiesced and self._state is not State.OPENING and self._confirmations == 0
 
     def stream(self) -> None:
         """Turn this end into a byte stream. WrongMode while messages are outstanding."""
-        if self.state is not State.SEVERED and (self._out or self._in):
+        if self._state is not State.SEVERED and (self._sends or self._calls or self._in):
             raise WrongMode(
                 f"the path {self.name or '(unnamed)'} has messages outstanding: stream() must wait for them"
             )
         self._step(Command.STREAM)
+        self.settle()
         self._put([Kind.STREAM])
 
     def send_bytes(self, data: bytes | memoryview) -> None:
@@ -301,128 +243,173 @@ class Session:
 
     def sever(self, code: str, text: str = "") -> None:
         """End the path from this end. Everything outstanding is over; a second time has no effect."""
-        if self.state is not State.SEVERED:
+        if self._state is not State.SEVERED:
+            self.settle()
             self._step(Command.SEVER)
-            self._put([Kind.SEVER, wire.clip(code), wire.clip(text)])
+            frame = [Kind.SEVER, wire.clip(code), wire.clip(text)]
+            if self.link.binding is Binding.BOUND:
+                self.link.put(wire.encode(frame))
+            else:
+                self.link.put_first(frame)
             self.severed_by = PathClosed(self.name)
+            self.ended_here = True
 
     def give_up(self, code: str, text: str) -> None:
-        """End the path because of what the peer sent (``violation``: it broke the rule ``text``); it is told so."""
-        if self.state is not State.SEVERED:
+        """End the path because of what the peer did (``violation``: it broke the rule ``text``); it is told so."""
+        if self._state is not State.SEVERED:
             self.sever(code, text)
             self.severed_by = PathSevered(code, text, self.name)
 
-    def waits(self, ident: int) -> bool:
-        """Whether the peer's message still waits for this end to answer or acknowledge it."""
-        return ident in self._in
-
-    def lose(self, code: str = "lost", text: str = "the other end is gone") -> Ended | None:
-        """The descriptor under the path is gone. Returns the event, or None when the path had ended before."""
-        if self.state is State.SEVERED:
-            return None
-        self.state = State.SEVERED
-        self.severed_by = PathSevered(code, text, self.name)
-        return Ended(code, text)
+    def lose(self, code: str = "lost", text: str = "the other end is gone") -> None:
+        """There is no descriptor under the path and there will be none. No effect when it had ended before."""
+        if self._state is not State.SEVERED:
+            self._enter(State.SEVERED)
+            self.severed_by = PathSevered(code, text, self.name)
 
     # -- frames from the peer ---------------------------------------------------------------------------------------
 
-    def receive(self, frame: Frame) -> Event | None:
-        """Take one frame that :mod:`retinue.pipes.wire` has checked; returns what it means for this end.
+    def receive(self, frame: Frame) -> Frame | None:
+        """Take one frame that :mod:`retinue.pipes.wire` has checked; returns it when it concerns this end's program.
 
         None for what concerns nobody any more. Raises :exc:`ProtocolViolation`.
         """
-        state = self.state
-        if state is State.SEVERED:
-            return None  # it crossed our SEVER
-        step = _STEPS[state].get(frame[0])
+        step = self._steps.get(frame[0])
         if step is None:
-            raise ProtocolViolation(f"{Kind(frame[0]).name} is not allowed while the path is {state.value}")
-        self.state, action = step
-        return action(self, frame) if action is not None else None
+            return self._receive_unusual(frame)
+        link = self.link
+        if link.binding is not Binding.BOUND and frame[0] != Kind.SEVER:
+            raise ProtocolViolation(f"{Kind(frame[0]).name} before HELLO")
+        link.received += 1
+        following, action = step
+        if following is not None:
+            self._enter(following)
+        return action(self, frame) if action is not None else frame
 
-    def _on_hello(self, frame: Frame) -> Event:
-        if frame[1] != wire.VERSION:
-            raise ProtocolViolation(f"the other end speaks version {frame[1]}, this one {wire.VERSION}")
-        self.peer_limit = frame[2]
-        return Opened(frame[2])
+    def _receive_unusual(self, frame: Frame) -> Frame | None:
+        if self._state is State.SEVERED:
+            return None  # it crossed our SEVER
+        if frame[0] == Kind.HELLO:
+            self._on_hello(frame)
+            return frame
+        if frame[0] == Kind.SEEN and self.link.binding is Binding.BOUND:
+            self.link.on_seen(frame[1])
+            return None
+        raise ProtocolViolation(f"{Kind(frame[0]).name} is not allowed while the path is {self._state.value}")
 
-    def _on_message(self, frame: Frame) -> Event:
-        kind, ident = frame[0], frame[1]
-        if ident != self._last_in + 1:
-            raise ProtocolViolation(f"message {ident} follows message {self._last_in}")
-        if len(self._in) >= self.limit:
-            raise ProtocolViolation(f"more than {self.limit} messages outstanding")
-        self._last_in = ident
-        self._in[ident] = Kind(kind)
-        return Incoming(ident, frame[2], kind == Kind.CALL, wire.descriptors_of(frame))
+    def _on_message(self, frame: Frame) -> Frame:
+        ident: int = frame[1]
+        if ident > 0:
+            if ident <= self._last_in:
+                raise ProtocolViolation(f"message {ident} follows message {self._last_in}")
+        elif ident >= self._last_in_urgent:
+            raise ProtocolViolation(f"message {ident} follows message {self._last_in_urgent}")
+        if len(self._in) >= self.peer_limit:
+            raise ProtocolViolation(f"more than {self.peer_limit} messages outstanding")
+        if self.quiesced and self._confirmations == 0:
+            raise ProtocolViolation("a message after QUIESCED")
+        if ident > 0:
+            self._last_in = ident
+        else:
+            self._last_in_urgent = ident
+        self._in[ident] = frame[0]
+        self.meter.received += 1
+        return frame
 
-    def _on_answer(self, frame: Frame) -> Event | None:
-        kind, ident = frame[0], frame[1]
-        ours = self._out.pop(ident, None)
-        if ours is None or (ours is Kind.SEND) != (kind == Kind.ACK):
-            raise ProtocolViolation(f"{Kind(kind).name} for message {ident}, which does not wait for one")
-        if kind == Kind.ACK:
-            return Received(ident)
-        if kind == Kind.REPLY:
-            return Answered(ident, frame[2], wire.descriptors_of(frame))
-        return Refused(ident, frame[2], frame[3], frame[4])
-
-    def _on_purge(self, frame: Frame) -> Event | None:
+    def _on_purge(self, frame: Frame) -> Frame | None:
         ident = frame[1]
         kind = self._in.get(ident)
-        if kind is Kind.CALL:
+        if kind == Kind.CALL:
             self._in[ident] = Kind.PURGE
-            return Purged(ident)
-        if kind is None and ident <= self._last_in:
+            return frame
+        if kind is None and (ident <= self._last_in if ident > 0 else ident >= self._last_in_urgent):
             return None  # our answer crossed it
         raise ProtocolViolation(f"PURGE of message {ident}, which is not a call")
 
-    def _on_data(self, frame: Frame) -> Event:
+    def _on_quiesce(self, frame: Frame) -> Frame:
+        if self.held:
+            raise ProtocolViolation("QUIESCE twice")
+        self.held = True
+        self._recount()
+        # Behind the last message that was queued; in the fast lane nothing can follow any more.
+        self._put([Kind.QUIESCED])
+        return frame
+
+    def _on_quiesced(self, frame: Frame) -> Frame:
+        if self._confirmations == 0:
+            raise ProtocolViolation("QUIESCED without QUIESCE")
+        self._confirmations -= 1
+        return frame
+
+    def _on_resume(self, frame: Frame) -> Frame:
+        if not self.held:
+            raise ProtocolViolation("RESUME without QUIESCE")
+        self.held = False
+        self._feed()
+        self._recount()
+        return frame
+
+    def _on_stream(self, frame: Frame) -> Frame:
+        if self._in:
+            raise ProtocolViolation("STREAM while its messages are outstanding")
+        return frame
+
+    def _on_data(self, frame: Frame) -> Frame:
         data: bytes = frame[1]
         if self._eof_in:
             raise ProtocolViolation("DATA after EOF")
         self._unread += len(data)
         if self._unread > wire.STREAM_WINDOW:
             raise ProtocolViolation("more bytes than the window allows")
-        return Bytes(data)
+        return frame
 
-    def _on_eof(self, frame: Frame) -> Event | None:
+    def _on_eof(self, frame: Frame) -> Frame:
         if self._eof_in:
             raise ProtocolViolation("EOF twice")
         self._eof_in = True
-        return Bytes(b"")
+        return frame
 
-    def _on_credit(self, frame: Frame) -> Event:
+    def _on_credit(self, frame: Frame) -> Frame:
         self._window += frame[1]
         if self._window > wire.STREAM_WINDOW:
             raise ProtocolViolation("credit for more bytes than were sent")
-        return Credited()
+        return frame
 
-    def _on_sever(self, frame: Frame) -> Event:
+    def _on_sever(self, frame: Frame) -> Frame:
         self.severed_by = PathSevered(frame[1], frame[2], self.name)
-        return Ended(frame[1], frame[2])
+        return frame
 
 
-_ACTIONS: Final[dict[Kind, Callable[[Session, Frame], Event | None]]] = {
-    Kind.HELLO: Session._on_hello,
+_Action = Callable[[Session, Frame], Frame | None]
+
+_ACTIONS: Final[dict[Kind, _Action]] = {
     Kind.SEND: Session._on_message,
     Kind.CALL: Session._on_message,
     Kind.REPLY: Session._on_answer,
     Kind.REJECT: Session._on_answer,
-    Kind.ACK: Session._on_answer,
+    Kind.ACK: Session._on_ack,
     Kind.PURGE: Session._on_purge,
+    Kind.QUIESCE: Session._on_quiesce,
+    Kind.QUIESCED: Session._on_quiesced,
+    Kind.RESUME: Session._on_resume,
+    Kind.STREAM: Session._on_stream,
     Kind.DATA: Session._on_data,
     Kind.EOF: Session._on_eof,
     Kind.CREDIT: Session._on_credit,
     Kind.SEVER: Session._on_sever,
 }
 
-# TABLE and _ACTIONS by state and number: hashing a pair of enumeration members costs more than all else in receive().
-_STEPS: Final = {
-    state: {
-        int(each): (following, _ACTIONS.get(each))
-        for (before, each), following in TABLE.items()
-        if before is state and isinstance(each, Kind)
+
+def _steps(state: State) -> dict[int, tuple[State | None, _Action | None]]:
+    """TABLE's rows of one state by the frame's number; None for a step that stays."""
+    rows: Iterable[tuple[Kind, State]] = (
+        (each, following) for (before, each), following in TABLE.items() if before is state and isinstance(each, Kind)
+    )
+    return {
+        int(each): (None if following is state else following, _ACTIONS.get(each))
+        for each, following in rows
+        if each is not Kind.HELLO
     }
-    for state in State
-}
+
+
+# Hashing a pair of enumeration members would cost more than all else in receive().
+_STEPS: Final = {state: _steps(state) for state in State}

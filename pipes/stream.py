@@ -1,19 +1,48 @@
 """A path as a raw byte stream: trio's own stream interface, so that whatever speaks to a socket speaks to a path."""
 
 import operator
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from retinue.pipes import wire
 from retinue.pipes.errors import PathSevered
-from retinue.pipes.session import State
+from retinue.pipes.states import State
 
 if TYPE_CHECKING:
     from retinue.pipes.path import Path
 
 # Bytes taken out before the writer is given room again: few credits for many bytes, and the window never runs dry.
 _CREDIT_STEP: Final = wire.STREAM_WINDOW // 4
+
+
+class Chunks:
+    """What a path has received of a byte stream and not handed out; an empty chunk is the end."""
+
+    __slots__ = ("_queue", "came", "credit_came")
+
+    def __init__(self) -> None:
+        self._queue: deque[bytes] = deque()
+        self.came = trio.lowlevel.ParkingLot()
+        self.credit_came = trio.lowlevel.ParkingLot()
+
+    def __bool__(self) -> bool:
+        return bool(self._queue)
+
+    def put(self, chunk: bytes) -> None:
+        """Add a chunk and wake whoever waits for one."""
+        self._queue.append(chunk)
+        self.came.unpark_all()
+
+    def take(self) -> bytes:
+        """The oldest chunk."""
+        return self._queue.popleft()
+
+    def wake_all(self) -> None:
+        """The path has ended: have everybody look."""
+        self.came.unpark_all()
+        self.credit_came.unpark_all()
 
 
 class PathStream(trio.abc.HalfCloseableStream):
@@ -23,8 +52,9 @@ class PathStream(trio.abc.HalfCloseableStream):
     severed in any way but an orderly close, both directions raise :exc:`trio.BrokenResourceError`.
     """
 
-    def __init__(self, path: "Path") -> None:
+    def __init__(self, path: "Path", chunks: Chunks) -> None:
         self.path = path
+        self._chunks = chunks
         self._rest = memoryview(b"")
         self._at_end = False
         self._uncredited = 0
@@ -45,7 +75,7 @@ class PathStream(trio.abc.HalfCloseableStream):
             while rest:
                 room = min(session.window, wire.MAX_CHUNK)
                 if room == 0:
-                    await self.path.credit_came.park()
+                    await self._chunks.credit_came.park()
                     self._check_open()
                     continue
                 session.send_bytes(bytes(rest[:room]))
@@ -59,7 +89,7 @@ class PathStream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
             self._check_closed()
             while self.path.session.window == 0 and self.path.severed is None:
-                await self.path.credit_came.park()
+                await self._chunks.credit_came.park()
                 self._check_closed()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -67,20 +97,20 @@ class PathStream(trio.abc.HalfCloseableStream):
         if max_bytes is not None and operator.index(max_bytes) < 1:
             raise ValueError("max_bytes must be >= 1")
         with self._receive_conflict:
-            chunks = self.path.chunks
+            chunks = self._chunks
             if self._rest or self._at_end or chunks or self.path.severed is not None:
                 await trio.lowlevel.checkpoint()  # else to park is one
             self._check_closed()
             while not self._rest and not self._at_end:
                 if chunks:
-                    chunk = chunks.popleft()
+                    chunk = chunks.take()
                     self._at_end = not chunk
                     self._rest = memoryview(chunk)
                 elif self.path.severed is not None:
                     self._check_broken()
                     return b""
                 else:
-                    await self.path.chunk_came.park()
+                    await chunks.came.park()
                     self._check_closed()
             data = bytes(self._rest if max_bytes is None else self._rest[:max_bytes])
             self._rest = self._rest[len(data) :]
@@ -89,7 +119,7 @@ class PathStream(trio.abc.HalfCloseableStream):
 
     def _take(self, count: int) -> None:
         self._uncredited += count
-        if self._uncredited >= _CREDIT_STEP and self.path.session.state in (State.ASKED, State.STREAM):
+        if self._uncredited >= _CREDIT_STEP and self.path.session.state is State.STREAM:
             self.path.session.credit(self._uncredited)
             self._uncredited = 0
             self.path.flush()

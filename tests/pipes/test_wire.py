@@ -16,19 +16,33 @@ ID = 2**63 - 1
 
 # Every kind, with the extremes of what it may hold.
 GOOD: list[list[Any]] = [
-    [Kind.HELLO, 1, 1],
-    [Kind.HELLO, -5, wire.MAX_LIMIT],
+    [Kind.HELLO, wire.VERSION, 1, 1, 0, 0, 0, 0, 0],
+    [Kind.HELLO, wire.VERSION, wire.MAX_LIMIT, ID, ID, ID, ID, ID, 1],
+    [Kind.HELLO, 1, 64],  # of another version nothing is known
+    [Kind.HELLO, -5, "what", {}],
+    [Kind.HELLO, 2**40],
     [Kind.SEND, 1, None],
     [Kind.SEND, ID, {"a": [1, b"x", 1.5, True]}],
+    [Kind.SEND, -1, None],
+    [Kind.SEND, -ID, "priority", 3],
+    [Kind.SEND, 1, None, 0],
     [Kind.SEND, 1, None, 1],
     [Kind.CALL, 1, "x", wire.MAX_DESCRIPTORS],
+    [Kind.CALL, -1, None, 0, 1],
+    [Kind.CALL, 1, [], wire.MAX_DESCRIPTORS, wire.MAX_REMAINING],
     [Kind.CALL, 7, [[], {}]],
     [Kind.REPLY, 1, 2**64 - 1],
     [Kind.REPLY, 1, -(2**63), 2],
+    [Kind.REPLY, -ID, None],
+    [Kind.REJECT, -1, "", "", None],
     [Kind.REJECT, 1, "", "", None],
     [Kind.REJECT, 1, "x" * wire.MAX_TEXT, "y" * wire.MAX_TEXT, {"detail": [1]}],
-    [Kind.ACK, ID],
+    [Kind.ACK, ID, ID],
+    [Kind.ACK, 1, 1 + wire.MAX_LIMIT],
+    [Kind.ACK, -1, -1],
+    [Kind.ACK, -3, -3 - wire.MAX_LIMIT],
     [Kind.PURGE, 1],
+    [Kind.PURGE, -ID],
     [Kind.SEVER, "closed", "ü" * wire.MAX_TEXT],
     [Kind.STREAM],
     [Kind.DATA, b"x"],
@@ -38,6 +52,11 @@ GOOD: list[list[Any]] = [
     [Kind.CREDIT, wire.STREAM_WINDOW],
     [Kind.BULK, wire.MAX_PACKET + 1],
     [Kind.BULK, wire.MAX_MESSAGE],
+    [Kind.SEEN, 0],
+    [Kind.SEEN, ID],
+    [Kind.QUIESCE],
+    [Kind.QUIESCED],
+    [Kind.RESUME],
 ]
 
 BAD: list[Any] = [
@@ -50,31 +69,48 @@ BAD: list[Any] = [
     [True],
     [1.0, 1, None],
     ["SEND", 1, None],
-    [13],
+    [17],
     [-1],
     [255, 1],
     [Kind.HELLO],
-    [Kind.HELLO, 1],
-    [Kind.HELLO, 1, 0],
-    [Kind.HELLO, 1, wire.MAX_LIMIT + 1],
-    [Kind.HELLO, 1, True],
     [Kind.HELLO, True, 1],
     [Kind.HELLO, "1", 1],
-    [Kind.HELLO, 1, 1, 1],
+    [Kind.HELLO, float(wire.VERSION), 1, 1, 0, 0, 0, 0, 0],
+    [Kind.HELLO, wire.VERSION],
+    [Kind.HELLO, wire.VERSION, 1, 1, 0, 0, 0, 0],
+    [Kind.HELLO, wire.VERSION, 1, 1, 0, 0, 0, 0, 0, 0],
+    [Kind.HELLO, wire.VERSION, 0, 1, 0, 0, 0, 0, 0],
+    [Kind.HELLO, wire.VERSION, wire.MAX_LIMIT + 1, 1, 0, 0, 0, 0, 0],
+    [Kind.HELLO, wire.VERSION, True, 1, 0, 0, 0, 0, 0],
+    [Kind.HELLO, wire.VERSION, 1, 0, 0, 0, 0, 0, 0],
+    [Kind.HELLO, wire.VERSION, 1, ID + 1, 0, 0, 0, 0, 0],
+    [Kind.HELLO, wire.VERSION, 1, 1, -1, 0, 0, 0, 0],
+    [Kind.HELLO, wire.VERSION, 1, 1, 0, -1, 0, 0, 0],
+    [Kind.HELLO, wire.VERSION, 1, 1, 0, 0, None, 0, 0],
+    [Kind.HELLO, wire.VERSION, 1, 1, 0, 0, 0, -1, 0],
+    [Kind.HELLO, wire.VERSION, 1, 1, 0, 0, 0, 0, 2],
+    [Kind.HELLO, wire.VERSION, 1, 1, 0, 0, 0, 0, False],
     [Kind.SEND],
     [Kind.SEND, 1],
     [Kind.SEND, 0, None],
-    [Kind.SEND, -1, None],
     [Kind.SEND, ID + 1, None],
+    [Kind.SEND, -ID - 1, None],
     [Kind.SEND, True, None],
     [Kind.SEND, 1.0, None],
-    [Kind.SEND, 1, None, 0],
     [Kind.SEND, 1, None, wire.MAX_DESCRIPTORS + 1],
     [Kind.SEND, 1, None, True],
     [Kind.SEND, 1, None, -1],
     [Kind.SEND, 1, None, 1, 1],
     [Kind.CALL, None, None],
     [Kind.CALL, 1],
+    [Kind.CALL, 0, None, 0, 1],
+    [Kind.CALL, 1, None, 0, 0],
+    [Kind.CALL, 1, None, 0, True],
+    [Kind.CALL, 1, None, 0, None],
+    [Kind.CALL, 1, None, None, 1],
+    [Kind.CALL, 1, None, 0, wire.MAX_REMAINING + 1],
+    [Kind.CALL, 1, None, 0, 1, 1],
+    [Kind.REPLY, 1, None, 0, 1],
     [Kind.REPLY, 1],
     [Kind.REPLY, 1, None, "1"],
     [Kind.REJECT, 1, "code", "text"],
@@ -84,8 +120,17 @@ BAD: list[Any] = [
     [Kind.REJECT, 1, "", "x" * (wire.MAX_TEXT + 1), None],
     [Kind.REJECT, 1, "code", "text", None, 1],
     [Kind.ACK],
-    [Kind.ACK, 0],
-    [Kind.ACK, 1, 1],
+    [Kind.ACK, 1],
+    [Kind.ACK, 0, 0],
+    [Kind.ACK, 0, 1],
+    [Kind.ACK, 2, 1],
+    [Kind.ACK, -2, -1],
+    [Kind.ACK, -1, 1],
+    [Kind.ACK, 1, 2 + wire.MAX_LIMIT],
+    [Kind.ACK, -1, -2 - wire.MAX_LIMIT],
+    [Kind.ACK, 1, True],
+    [Kind.ACK, 1, 1, 1],
+    [Kind.PURGE, 0],
     [Kind.PURGE, "1"],
     [Kind.SEVER],
     [Kind.SEVER, "closed"],
@@ -105,6 +150,14 @@ BAD: list[Any] = [
     [Kind.BULK, wire.MAX_MESSAGE + 1],
     [Kind.BULK, b"1"],
     [Kind.BULK, 2**17, 1],
+    [Kind.SEEN],
+    [Kind.SEEN, -1],
+    [Kind.SEEN, ID + 1],
+    [Kind.SEEN, True],
+    [Kind.SEEN, 1, 1],
+    [Kind.QUIESCE, 1],
+    [Kind.QUIESCED, None],
+    [Kind.RESUME, []],
 ]
 
 
@@ -177,7 +230,7 @@ def test_garbage_is_a_violation(packet: bytes) -> None:
 
 def test_packet_of_exactly_the_limit_is_taken() -> None:
     """Packet after packet."""
-    head = len(wire.encode([Kind.SEND, 1, b"x" * 60_000])) - 60_000
+    head = len(wire.encode([Kind.SEND, 1, b"x" * wire.MAX_PACKET])) - wire.MAX_PACKET
     frame = [Kind.SEND, 1, b"x" * (wire.MAX_PACKET - head)]
     packet = wire.encode(frame)
     assert len(packet) == wire.MAX_PACKET
@@ -197,6 +250,16 @@ def test_message_over_the_limit_is_refused_where_it_is_made() -> None:
     with pytest.raises(LimitExceeded) as caught:
         wire.encode([Kind.SEND, 1, bytes(wire.MAX_MESSAGE)])
     assert caught.value.limit == wire.MAX_MESSAGE < caught.value.value
+
+
+@pytest.mark.parametrize(
+    "frame", [frame for frame in GOOD if frame[0] in (Kind.SEND, Kind.CALL, Kind.REPLY)], ids=name_of
+)
+def test_frame_tells_how_many_descriptors_it_takes(frame: list[Any]) -> None:
+    """The fourth element, if there is one; BULK takes its memfd, nothing else takes any."""
+    assert wire.descriptors_of(frame) == (frame[3] if len(frame) > 3 else 0)
+    assert wire.descriptors_of([Kind.BULK, wire.MAX_PACKET + 1]) == 1
+    assert wire.descriptors_of([Kind.ACK, 1, 3]) == wire.descriptors_of([Kind.REJECT, 1, "", "", 3]) == 0
 
 
 def deep(levels: int) -> Any:
@@ -233,6 +296,62 @@ def test_what_the_receiver_would_refuse_is_refused_where_it_is_made(body: Any) -
         wire.encode([Kind.REJECT, 1, "code", "text", body])
 
 
+@pytest.mark.parametrize("levels", [wire.MAX_DEPTH - 1, wire.MAX_DEPTH])
+def test_depth_has_its_limit_at_both_ends(levels: int) -> None:
+    """The frame's own level counts: it holds one less."""
+    packet = b"\x93\x02\x01" + b"\x91" * levels + b"\xc0"
+    if levels < wire.MAX_DEPTH:
+        assert Decoder().decode(packet) == [[Kind.CALL, 1, deep(levels)]]
+        assert wire.encode([Kind.CALL, 1, deep(levels)]) == packet
+    else:
+        with pytest.raises(TypeError):
+            wire.encode([Kind.CALL, 1, deep(levels)])
+        for decode in (Decoder().decode, Decoder().decode_bulk):
+            with pytest.raises(ProtocolViolation):
+                decode(packet)
+
+
+@pytest.mark.parametrize("kind", [Kind.SEND, Kind.CALL, Kind.REPLY])
+@pytest.mark.parametrize("ident", [1, 127, 128, 255, 256, 65535, 65536, 2**32 - 1, 2**32, 2**63 - 1])
+@pytest.mark.parametrize("size", [4096, 4097, 65535, 65536])
+def test_large_binary_is_packed_as_all_else(kind: Kind, ident: int, size: int) -> None:
+    """It takes a way of its own through the codec, which nobody can see."""
+    frame = [kind, ident, bytes(range(256)) * (size // 256) + b"x" * (size % 256)]
+    packed = wire.encode(frame)
+    assert packed == msgpack.packb(frame)
+    for packet in (packed, memoryview(packed)):
+        assert Decoder().decode(packet) == [frame]
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        b"\x93\x01\x00\xc5\x13\x88" + bytes(5000),
+        b"\x93\x01\xcf" + b"\xff" * 8 + b"\xc5\x13\x88" + bytes(5000),
+        b"\x93\x04\x01\xc5\x13\x88" + bytes(5000),
+        b"\x93\x01\xe0\xc5\x13\x89" + bytes(5000),
+        b"\x93\x01\x01\xc5\x13\x89" + bytes(5000),
+        b"\x93\x01\x01\xc5\x13\x87" + bytes(5000),
+        b"\x93\x01\x80\xc5\x13\x88" + bytes(5000),
+    ],
+    ids=["id 0", "id too large", "another kind", "negative and cut", "cut", "something after it", "a map for an id"],
+)
+def test_large_packet_that_is_almost_binary_is_a_violation(packet: bytes) -> None:
+    """The short way takes nothing that the other would refuse."""
+    with pytest.raises(ProtocolViolation):
+        Decoder().decode(packet)
+
+
+def test_priority_and_more_frames_take_the_other_way() -> None:
+    """Large binary with a negative id, and behind or before another frame."""
+    large = [Kind.SEND, -1, bytes(5000)]
+    small = [Kind.ACK, 1, 1]
+    packed = wire.encode(large)
+    assert Decoder().decode(packed) == [large]
+    assert Decoder().decode(packed + wire.encode(small)) == [large, small]
+    assert Decoder().decode(wire.encode(small) + packed) == [small, large]
+
+
 def test_too_many_items_are_refused_where_they_are_made() -> None:
     """The bound on items of one array, for which only a memfd has room."""
     assert wire.encode([Kind.SEND, 1, [None] * wire.MAX_ITEMS])
@@ -260,7 +379,9 @@ def test_large_messages_travel_in_bulk(kind: Kind) -> None:
     "data",
     [
         wire.encode([Kind.SEVER, "closed", ""]),
-        wire.encode([Kind.HELLO, 1, 1]),
+        wire.encode([Kind.HELLO, wire.VERSION, 1, 1, 0, 0, 0, 0, 0]),
+        wire.encode([Kind.QUIESCE]),
+        wire.encode([Kind.ACK, 1, 1]),
         wire.encode([Kind.BULK, wire.MAX_PACKET + 1]),
         wire.encode([Kind.SEND, 1, None]) * 2,
         wire.encode([Kind.SEND, 1, None])[:-1],
@@ -303,17 +424,36 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
-ids = st.integers(1, ID)
+ids = st.integers(1, ID) | st.integers(-ID, -1)
+counts = st.integers(0, wire.MAX_DESCRIPTORS)
+numbers = st.integers(0, ID)
 texts = st.text(max_size=40)
 messages = st.tuples(st.sampled_from([Kind.SEND, Kind.CALL, Kind.REPLY]), ids, values)
 frames = st.one_of(
     messages.map(list),
-    st.tuples(messages, st.integers(1, wire.MAX_DESCRIPTORS)).map(lambda both: [*both[0], both[1]]),
+    st.tuples(messages, counts).map(lambda both: [*both[0], both[1]]),
+    st.tuples(st.just(Kind.CALL), ids, values, counts, st.integers(1, wire.MAX_REMAINING)).map(list),
     st.tuples(st.just(Kind.REJECT), ids, texts, texts, values).map(list),
-    st.tuples(st.sampled_from([Kind.ACK, Kind.PURGE]), ids).map(list),
+    st.tuples(st.just(Kind.PURGE), ids).map(list),
+    st.tuples(st.integers(1, ID - wire.MAX_LIMIT), st.integers(0, wire.MAX_LIMIT), st.sampled_from([1, -1])).map(
+        lambda of: [Kind.ACK, of[2] * of[0], of[2] * (of[0] + of[1])]
+    ),
+    st.tuples(
+        st.just(Kind.HELLO),
+        st.just(wire.VERSION),
+        st.integers(1, wire.MAX_LIMIT),
+        st.integers(1, ID),
+        numbers,
+        numbers,
+        numbers,
+        numbers,
+        st.integers(0, 1),
+    ).map(list),
+    st.tuples(st.just(Kind.SEEN), numbers).map(list),
     st.tuples(st.just(Kind.SEVER), texts, texts).map(list),
     st.binary(min_size=1, max_size=100).map(lambda data: [Kind.DATA, data]),
-    st.sampled_from([[Kind.STREAM], [Kind.EOF], [Kind.CREDIT, 5], [Kind.HELLO, 1, 64], [Kind.BULK, 70_000]]),
+    st.sampled_from([[Kind.STREAM], [Kind.EOF], [Kind.QUIESCE], [Kind.QUIESCED], [Kind.RESUME]]),
+    st.sampled_from([[Kind.CREDIT, 5], [Kind.BULK, 70_000]]),
 )
 
 
