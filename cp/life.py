@@ -7,19 +7,22 @@ import contextlib
 import os
 import signal
 import time
+import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import trio
 
 from retinue.cp.backoff import Backoff
+from retinue.cp.circuit import MAX_PATHS, Circuit
 from retinue.cp.directory import MachineEntry, code_folders
 from retinue.cp.errors import Misfit
 from retinue.cp.host.errors import SpawnFailed
 from retinue.cp.host.interface import Birth, Exit
 from retinue.cp.states import FINAL, TABLE, Happening, State
-from retinue.cp.syslog import ERROR, INFO, NOTICE
+from retinue.cp.syslog import CRITICAL, ERROR, INFO, NOTICE
 from retinue.pipes import (
     AccessDenied,
     Message,
@@ -47,8 +50,13 @@ GRACE: Final = 10.0
 LEAVING: Final = 5.0
 # Seconds to read what a dead machine has left in its log descriptor.
 LAST_WORDS: Final = 2.0
-# Messages a machine may have outstanding on its control path: connects wait there while a target restarts.
-CONTROL_LIMIT: Final = 512
+# Seconds of it before the machine's paths are cut: its last line may be the reason that others are told.
+LAST_LINE: Final = 0.2
+# Messages a machine may have outstanding on its control path: connects wait there while a target restarts, and every
+# path of such a target asks there for its successor.
+CONTROL_LIMIT: Final = MAX_PATHS + 512
+# Messages on their way to a machine above which it is not asked for its meters: it does not answer anyway.
+METERS_LIMIT: Final = 64
 # Bytes of one of them: the longest is a refused config, with all its mistakes.
 CONTROL_LARGEST: Final = 256 * 1024
 # Mistakes in one machine's config that are told.
@@ -88,6 +96,8 @@ class Life:
         self._exited = trio.Event()
         self._stop_asked = trio.Event()
         self._trouble: str | None = None  # why we ended the process ourselves
+        self._begun = False  # its program runs, and may have paths
+        self._follows = False  # it was ended because a target has died
 
     # -- state -------------------------------------------------------------------------------------------------------
 
@@ -120,7 +130,7 @@ class Life:
 
     async def run(self) -> None:
         """Live until stopped, finished or broken."""
-        backoff = Backoff()
+        backoff = Backoff(self.entry.pause)
         while not self._stop_asked.is_set():
             self._happen(Happening.START)
             death = await self._live()
@@ -129,12 +139,17 @@ class Life:
             self.settled.set()
             if self.state in FINAL:
                 return
+            if self._follows:
+                self.restarts += 1
+                self._cp.restart_users(self)
+                continue  # it waits for its target, which has a pause and a number of tries of its own
             if not self._cp.was_ready and (self._ready_at is None or self.generation >= FIRST_TRIES):
                 self._cp.first_start_failed(self, death.cause)
                 return
             if self.entry.restart == "never":
                 self._happen(Happening.GIVE_UP, "its restart policy is never")
                 return
+            self._cp.restart_users(self)
             if pause := backoff.pause(ready_for):
                 self._happen(Happening.PAUSE, f"starting again in {pause:.1f} s")
                 with trio.move_on_after(pause):
@@ -147,6 +162,7 @@ class Life:
         """One generation, from birth to death."""
         self.generation += 1
         self._exit, self._exited, self._trouble, self._ready_at = None, trio.Event(), None, None
+        self._begun = self._follows = False
         control_ours, control_theirs = socket_pair()
         log_ours, log_theirs = socket_pair()
         try:
@@ -177,14 +193,16 @@ class Life:
                 largest=CONTROL_LARGEST,
             )
             await nursery.start(self._control.run)
-            nursery.start_soon(self._control.serve, self._on_message)
+            nursery.start_soon(partial(self._control.serve, self._on_message, failed=self._failed))
             nursery.start_soon(self._bring_up)
             nursery.start_soon(self._end_when_asked)
             nursery.start_soon(self._end_without_control, self._control)
             await self._exited.wait()
             self._control.sever()
+            with trio.move_on_after(LAST_LINE):
+                await last_words.wait()
             # Before anybody can connect again: nobody must be left with a path to the dead.
-            self._cp.switchboard.sever(self.name)
+            self._cp.switchboard.died(self.name, self.generation, self._obituary(self._judge()))
             with trio.move_on_after(LAST_WORDS):
                 await last_words.wait()
             nursery.cancel_scope.cancel()
@@ -212,9 +230,13 @@ class Life:
                 if self.state is not State.STARTING:
                     return  # asked to stop meanwhile
                 limit.deadline = trio.current_time() + START_LIMIT
+                self._begun = True
                 await self._ask("start")
                 await self.wait_for(lambda state: state is not State.STARTING)
             except Rejected as exc:
+                if exc.code == "expired":
+                    limit.cancel()
+                    await trio.lowlevel.checkpoint()
                 self._not_loaded(exc)
             except PathError:
                 return  # it died; its exit will say of what
@@ -227,7 +249,9 @@ class Life:
             "kind": self.entry.kind,
             "program": self.entry.program,
             "config": self.entry.config,
-            "edges": {edge.name: edge.limit for edge in self.entry.uses},
+            "edges": {
+                edge.name: {"limit": edge.limit, "overflow": edge.overflow, "to": edge.to} for edge in self.entry.uses
+            },
             "disks": {disk: self._cp.disk_folder(self.name, disk) for disk in self.entry.disks},
         }
 
@@ -290,9 +314,15 @@ class Life:
         said = exit.ended or self._cp.last_complaint(self.name, self.generation)
         return Death(f"exit status {code}" + (f": {said}" if said else ""), asked, failed=True)
 
+    def _in_order(self, death: Death) -> bool:
+        return death.asked or (not death.failed and self.entry.restart != "always")
+
+    def _obituary(self, death: Death) -> str:
+        return f"{self.name} {'stopped' if self._in_order(death) else 'died'}: {death.cause}"
+
     def _bury(self, death: Death) -> None:
         self.cause = death.cause
-        in_order = death.asked or (not death.failed and self.entry.restart != "always")
+        in_order = self._in_order(death)
         exit = self._exit
         fields: dict[str, Any] = {"cause": death.cause}
         if in_order:
@@ -300,9 +330,10 @@ class Life:
         if exit is not None:
             fields |= {"pid": exit.pid, "status": exit.status, "peak_kib": exit.peak_kib}
             fields |= {"user_s": round(exit.user_s, 3), "system_s": round(exit.system_s, 3)}
-        text = f"{self.name} {'stopped' if in_order else 'died'}: {death.cause}"
         severity = INFO if in_order else ERROR
-        self._cp.syslog.write(severity, text, machine=self.name, generation=self.generation, fields=fields)
+        self._cp.syslog.write(
+            severity, self._obituary(death), machine=self.name, generation=self.generation, fields=fields
+        )
         if self.state in FINAL:
             return
         self._happen(Happening.FINISH if in_order else Happening.DIE, death.cause)
@@ -313,10 +344,20 @@ class Life:
         if self.state in (State.DEFINED, State.BROKEN):
             self._happen(Happening.STOP)
 
+    def follow(self, target: str, edge: str, cause: str | None) -> None:
+        """A target has died that takes this machine with it, if its program has begun to run."""
+        if self._begun and not self._exited.is_set() and not self._stop_asked.is_set():
+            self._follows = True
+            self._kill(f'{target} died ({cause}), and the edge {edge} says on_restart = "restart"')
+
     # -- the control path --------------------------------------------------------------------------------------------
 
     async def _on_message(self, message: Message) -> Any:
         close_all(message.descriptors)
+        if not message.wants_reply:
+            # Its own runtime sends nothing of the kind, and what is answered with a descriptor needs an answer.
+            self._kill("it broke the protocol on its control path: it asked for something and wants no answer")
+            raise Rejected("violation")
         match message.body:
             case ["ready", {**more}] if not more:
                 if self.state is State.STARTING:
@@ -325,32 +366,51 @@ class Life:
                 return None
             case ["connect", {"edge": str(name), "wait": bool(wait), **more}] if not more:
                 return await self._connect(name, wait, message)
-        raise Rejected("unknown-verb", "the control program knows ready and connect")
+            case ["rebind", {"path": int(ident), "stream": bool(stream), **more}] if not more:
+                board = self._cp.switchboard
+                descriptor = await board.rebind(self.name, self.generation, ident, stream=stream)
+                return await self._hand_over(message, None, descriptor)
+        raise Rejected("unknown-verb", "the control program knows ready, connect and rebind")
+
+    def _failed(self, message: Message, exc: Exception) -> None:
+        # A bug of ours. It must not end the system because a machine has found it.
+        trace = "".join(traceback.format_exception(exc))
+        self._cp.syslog.write(CRITICAL, f"a request of {self.name} failed:\n{trace}")
 
     async def _connect(self, name: str, wait: bool, message: Message) -> None:
         edge = self._edges.get(name)
         if edge is None:
             # Its own runtime asks only for declared edges: this is a forged message, and a record.
-            self._cp.syslog.write(ERROR, f"{self.name} asked for an edge it has not: {name[:64]!r}")
+            self._cp.offences.tell(self.name, "edge", f"{self.name} asked for an edge it has not: {name[:64]!r}")
             raise AccessDenied(f"{self.name} has no edge {name[:64]!r}")
-        descriptor = await self._cp.switchboard.connect(self.name, edge, wait=wait)
+        made = await self._cp.switchboard.connect(self.name, self.generation, edge, wait=wait)
+        await self._hand_over(message, {"path": made.ident}, made.descriptor)
+
+    async def _hand_over(self, message: Message, body: Any, descriptor: int) -> None:
         try:
-            await message.reply(None, descriptors=(descriptor,))
+            await message.reply(body, descriptors=(descriptor,))
         except OSError as exc:
             raise Rejected("exhausted", f"the control program cannot hand over a path: {exc.strerror}") from exc
         finally:
             os.close(descriptor)
 
-    async def offer(self, peer: str, limit: int, descriptor: int) -> None:
-        """Hand the machine its end of a new path; see :class:`~retinue.cp.switchboard.Target`."""
-        await self._ask("offer", {"peer": peer, "limit": min(limit, wire.MAX_LIMIT)}, (descriptor,))
+    async def offer(self, circuit: Circuit, descriptor: int) -> None:
+        """Hand the machine its end of a path; see :class:`~retinue.cp.switchboard.Target`."""
+        arguments = {"path": circuit.ident, "edge": circuit.label, "peer": circuit.origin}
+        await self._ask("offer", {**arguments, "limit": min(circuit.edge.limit, wire.MAX_LIMIT)}, (descriptor,))
 
-    async def _ask(self, verb: str, arguments: dict[str, Any] | None = None, descriptors: tuple[int, ...] = ()) -> None:
+    async def meters(self) -> Any:
+        """What the machine says that passed along its edges; unchecked. PathError when it does not say anything."""
+        if self._control is None or self._control.meter.outstanding > METERS_LIMIT:
+            raise Rejected("not-ready", f"{self.name} is {self.state.value}")
+        return await self._ask("meters")
+
+    async def _ask(self, verb: str, arguments: dict[str, Any] | None = None, descriptors: tuple[int, ...] = ()) -> Any:
         """Ask the machine for something over its control path. Rejected as it says, PathError when it cannot hear."""
         if self._control is None:
             raise Rejected("not-ready", f"{self.name} is {self.state.value}")
         try:
-            await self._control.call([verb, arguments or {}], descriptors=descriptors)
+            return await self._control.call([verb, arguments or {}], descriptors=descriptors)
         except WrongMode:
             self._kill("it broke the protocol on its control path: it made a byte stream of it")
             self._control.sever("violation", "a control path carries messages")

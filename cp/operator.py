@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from retinue.cp.broadcast import Follower
+from retinue.cp.circuit import label
+from retinue.cp.edges import survey
 from retinue.cp.ring import Ring
 from retinue.cp.syslog import CRITICAL
-from retinue.pipes import AccessDenied, Message, Path, PathError, Rejected
+from retinue.cp.tap import RECORDED, SHOWN, Lost, Tap, TapFailed
+from retinue.pipes import AccessDenied, Message, Path, PathError, Rejected, Reply
 from retinue.pipes.message import close_all
 
 if TYPE_CHECKING:
@@ -28,8 +31,11 @@ MOST_FOLLOWERS: Final = 8
 # Items of a follower that are on their way at once.
 IN_FLIGHT: Final = 32
 
-ALL: Final = frozenset({"status", "ps", "logs", "follow", "down", "detach"})
-LOOK: Final = frozenset({"status", "ps"})
+# Taps on one path.
+MOST_TAPS: Final = 4
+
+ALL: Final = frozenset({"status", "ps", "edges", "logs", "follow", "tap", "connect", "down", "detach"})
+LOOK: Final = frozenset({"status", "ps", "edges"})
 READ: Final = frozenset({"logs", "follow"})
 
 Verb = Callable[["OperatorPath", dict[str, Any]], Awaitable[Any]]
@@ -45,12 +51,14 @@ class OperatorPath:
         self._who = who
         self._nursery: trio.Nursery | None = None
         self._followers = 0
+        self._taps = 0
 
     async def serve(self) -> None:
         """Answer until the path has ended."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             await self._path.serve(self._handle, failed=self._failed)
+            self._cp.offences.tell_violation(self._who, self._path)
             nursery.cancel_scope.cancel()
 
     async def _handle(self, message: Message) -> Any:
@@ -64,7 +72,13 @@ class OperatorPath:
                 raise Rejected("bad-arguments", "a request is [verb, {arguments}]")
         if verb not in self._allowed:
             raise AccessDenied(f"{self._who} may not {verb}: it may {', '.join(sorted(self._allowed))}")
-        return await _VERBS[verb](self, arguments)
+        answer = await _VERBS[verb](self, arguments)
+        if not isinstance(answer, Reply):
+            return answer
+        try:
+            await message.reply(answer.body, descriptors=answer.descriptors)
+        finally:
+            close_all(answer.descriptors)
 
     def _failed(self, message: Message, exc: Exception) -> None:
         # A bug of ours. It must not end the system because somebody has asked a question.
@@ -80,6 +94,10 @@ class OperatorPath:
     async def _ps(self, arguments: dict[str, Any]) -> Any:
         _take(arguments, {})
         return {"system": self._cp.name, "state": self._cp.state, "machines": self._cp.listing()}
+
+    async def _edges(self, arguments: dict[str, Any]) -> Any:
+        _take(arguments, {})
+        return {"system": self._cp.name, "edges": await survey(self._cp)}
 
     async def _logs(self, arguments: dict[str, Any]) -> Any:
         machine, count = _take(arguments, {"machine": (str, None), "count": (int, 100)})
@@ -145,6 +163,51 @@ class OperatorPath:
         if lost := follower.take_lost():
             await self._path.send(["lost", {"count": lost}])
 
+    async def _tap(self, arguments: dict[str, Any]) -> Any:
+        edge, record = _take(arguments, {"edge": (str, ""), "record": (bool, False)})
+        self._check_tappable(edge)
+        if self._taps >= MOST_TAPS:
+            raise Rejected("exhausted", f"one path may tap {MOST_TAPS} edges at once: open another path")
+        assert self._nursery is not None
+        return {"paths": await self._nursery.start(self._tap_on, edge, record)}
+
+    async def _tap_on(self, edge: str, record: bool, *, task_status: trio.TaskStatus[int]) -> None:
+        tap = Tap(self._cp.topology.system.secret, largest=RECORDED if record else SHOWN)
+        paths = self._cp.switchboard.paths_by_edge()[edge]
+        self._taps += 1
+        try:
+            async with self._cp.switchboard.tap(edge, tap):
+                task_status.started(paths)
+                while True:
+                    read = await tap.read()
+                    if isinstance(read, Lost):
+                        await self._path.send(["lost", {"count": read.count}])
+                    else:
+                        await self._path.send(["messages", {"items": read}])
+        except PathError:
+            pass  # the end of the path ends the tap as well
+        except TapFailed as exc:
+            trace = "".join(traceback.format_exception(exc))
+            self._cp.syslog.write(CRITICAL, f"the tap of {self._who} on {edge} failed:\n{trace}")
+        finally:
+            self._taps -= 1
+
+    def _check_tappable(self, name: str) -> None:
+        edges = {label(machine.name, edge): edge for machine in self._cp.topology.machines for edge in machine.uses}
+        if name not in edges:
+            known = [each for each, edge in edges.items() if not edge.star]
+            raise Rejected("unknown-edge", f"there is no edge {name[:64]!r}", known)
+        if edges[name].star:
+            text = f"{name} leads to {edges[name].to}, a service of the control program, and cannot be tapped"
+            raise Rejected("unknown-edge", text)
+
+    async def _connect(self, arguments: dict[str, Any]) -> Any:
+        (machine,) = _take(arguments, {"machine": (str, "")})
+        if machine not in self._cp.lives:
+            raise Rejected("unknown-machine", f"there is no machine {machine[:64]!r}", list(self._cp.lives))
+        made = await self._cp.switchboard.connect_operator(machine)
+        return Reply(None, (made.descriptor,))
+
     async def _down(self, arguments: dict[str, Any]) -> Any:
         (force,) = _take(arguments, {"force": (bool, False)})
         self._cp.stop("down", f"{self._who} ended it", force=force)
@@ -161,8 +224,11 @@ class OperatorPath:
 _VERBS: Final[dict[str, Verb]] = {
     "status": OperatorPath._status,
     "ps": OperatorPath._ps,
+    "edges": OperatorPath._edges,
     "logs": OperatorPath._logs,
     "follow": OperatorPath._follow,
+    "tap": OperatorPath._tap,
+    "connect": OperatorPath._connect,
     "down": OperatorPath._down,
     "detach": OperatorPath._detach,
 }

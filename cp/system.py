@@ -14,6 +14,7 @@ from retinue.cp import directory
 from retinue.cp.errors import ConfigRejected, Misfit, StartFailed
 from retinue.cp.host.interface import Host, SavedSystemDied, Terminate
 from retinue.cp.life import GRACE, Life
+from retinue.cp.offences import Offences
 from retinue.cp.operator import ALL, LOOK, READ, OperatorPath
 from retinue.cp.operator_socket import StrangePeer, check_peer
 from retinue.cp.states import FINAL, State
@@ -44,6 +45,7 @@ class ControlProgram:
         self.state = "STARTING"
         self.was_ready = False
         self.syslog = Syslog()
+        self.offences = Offences(self.syslog, nursery)
         self.lives = {entry.name: Life(entry, self) for entry in topology.machines}
         self.switchboard = Switchboard(
             dict(self.lives), {"*CP": self._serve_star(LOOK), "*LOG": self._serve_star(READ)}, nursery
@@ -153,8 +155,16 @@ class ControlProgram:
                 await other.settled.wait()
             if self._failed:
                 await trio.sleep_forever()
-        for server in self.servers_of(life):
-            await server.wait_for(lambda state: state is State.READY or state in FINAL)
+        servers = self.servers_of(life)
+        while down := [server for server in servers if server.state is not State.READY and server.state not in FINAL]:
+            await down[0].wait_for(lambda state: state is State.READY or state in FINAL)
+
+    def restart_users(self, dead: Life) -> None:
+        """A machine has died and is started again: so are those that said so of their edges to it."""
+        for life in self.lives.values():
+            for edge in life.entry.uses:
+                if edge.to == dead.name and edge.on_restart == "restart":
+                    life.follow(dead.name, edge.name, dead.cause)
 
     def servers_of(self, life: Life) -> list[Life]:
         """The machines that must be ready before this one; SYSLOG before everybody."""
@@ -305,6 +315,7 @@ class ControlProgram:
                     yield path
                 finally:
                     self._keeping = None
+                    self.offences.tell_violation(keeper.name, path)
 
         await self.syslog.keep(connect)
 

@@ -18,10 +18,14 @@ from retinue.pipes import Message, Path, PathError, Rejected
 from retinue.pipes.message import close_all
 from retinue.svm.errors import ClientDisconnected, WrongEvent
 from retinue.svm.lifespan import App, Event, Lifespan, Scope, log
-from retinue.svm.machine import Machine, report_violation
+from retinue.svm.machine import Machine
 
 # Where an application that wants to know finds its machine: scope["extensions"]["retinue"]["machine"].
 EXTENSION: Final = "retinue"
+
+# Methods of requests that may be answered twice (RFC 9110, 9.2.1), as far as this end can tell: a predecessor of this
+# machine had such a request and may have done all that it asks for.
+SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 # 2.4 is the version from which send() raises OSError when the client is gone.
 VERSIONS: Final = {"version": "3.0", "spec_version": "2.4"}
@@ -135,7 +139,6 @@ class Runner:
                     continue
                 self._busy += 1
                 nursery.start_soon(self._run, message, nursery)
-            report_violation(path)
 
     async def finish(self) -> None:
         """Take no more requests, and wait for DRAIN_TIME at most until the application is idle."""
@@ -155,7 +158,12 @@ class Runner:
                 message.path.reject(message, exc.code, exc.text)
                 return
             call.scope["state"] = self._state.copy()
-            call.scope["extensions"] = dict(self._extensions)
+            call.scope["extensions"] = extensions = dict(self._extensions)
+            if message.redelivered:
+                if call.scope["method"] not in SAFE:
+                    message.path.reject(message, "interrupted", "the machine died while it had this request")
+                    return
+                extensions[EXTENSION] = {**extensions.get(EXTENSION, {}), "redelivered": True}
             await self._run_app(Cycle(message, call, nursery), call.scope)
         finally:
             self._busy -= 1

@@ -1,15 +1,28 @@
 """The machine as its program sees it."""
 
+import contextlib
 import logging
 import pathlib
 import socket
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final, Generic, TypeVar
 
 import trio
 
-from retinue.pipes import Message, Path, PathSevered, Rejected, SocketTransport
+from retinue.pipes import (
+    LimitExceeded,
+    Message,
+    Path,
+    PathError,
+    PathSevered,
+    Rejected,
+    SocketTransport,
+    State,
+    Transport,
+    wire,
+)
+from retinue.svm.edge import Edge
 from retinue.svm.errors import ConnectRefused, EdgeNotDeclared, NoSuchDisk
 
 C = TypeVar("C")
@@ -20,6 +33,8 @@ Handler = Callable[[Message], Awaitable[Any]]
 BACKLOG: Final = 128
 # How long an offered path waits for a program that does not listen yet, in seconds.
 LISTEN_PATIENCE: Final = 5.0
+
+_STREAM: Final = (State.ASKED, State.OFFERED, State.STREAM)
 
 _log = logging.getLogger("retinue.svm")
 
@@ -36,7 +51,7 @@ class Machine(Generic[C]):
         *,
         name: str,
         config: C,
-        edges: dict[str, int],
+        edges: Mapping[str, Edge],
         disks: dict[str, str],
         control: Path,
         nursery: trio.Nursery,
@@ -44,13 +59,16 @@ class Machine(Generic[C]):
         self.name = name
         self.config = config
         self.edges = tuple(edges)
-        self._limits = edges
+        self._uses = dict(edges)
+        self._serves: dict[str, Edge] = {}
         self._disks = disks
         self._control = control
         self._nursery = nursery
         self._stopping = trio.Event()
         self._ready = False
-        self._paths: weakref.WeakSet[Path] = weakref.WeakSet()
+        self._sockets: weakref.WeakKeyDictionary[Path, socket.socket] = weakref.WeakKeyDictionary()
+        self._abandoned: str | None = None
+        self._most = wire.MAX_LIMIT  # messages that a caller may have outstanding, whatever its edge says
         self._listening = trio.Event()
         self._offered, self._accepted = trio.open_memory_channel[Path](BACKLOG)
         self.heeds_stopping = False  # whether the program looks at it; if not, it is cancelled at a stop
@@ -87,35 +105,79 @@ class Machine(Generic[C]):
         ``not-ready``. Raises :exc:`EdgeNotDeclared` (an AccessDenied) when the topology has no such edge,
         :exc:`ConnectRefused` when no path can come of it.
         """
-        if edge not in self._limits:
+        if edge not in self._uses:
             raise EdgeNotDeclared(self.name, edge, self.edges)
-        try:
-            reply = await self._control.call_reply(["connect", {"edge": edge, "wait": wait}])
-        except Rejected as exc:
-            if exc.code == "denied":
-                raise
-            raise ConnectRefused(edge, exc.code, exc.text) from None
+        while True:
+            try:
+                reply = await self._control.call_reply(["connect", {"edge": edge, "wait": wait}])
+                break
+            except Rejected as exc:
+                if exc.code == "denied":
+                    raise
+                if exc.code != "expired":
+                    raise ConnectRefused(edge, exc.code, exc.text) from None
+                # The control program's clock was a moment ahead: the caller's own deadline is what ends this.
         (descriptor,) = reply.descriptors
-        return await self._open(descriptor, name=edge, peer="", limit=self._limits[edge])
+        used = self._uses[edge]
+        return await self._open(descriptor, reply.body["path"], used, name=edge, limit=used.limit)
 
-    async def _open(self, descriptor: int, *, name: str, peer: str, limit: int) -> Path:
-        path = Path(SocketTransport(socket.socket(fileno=descriptor)), name=name, peer=peer, limit=limit)
-        await self._nursery.start(path.run)
-        self._paths.add(path)
+    async def _open(self, descriptor: int, ident: int, edge: Edge, *, name: str, limit: int, peer: str = "") -> Path:
+        """A path over a descriptor. ``ident`` is its number, by which it can be bound again; 0 if it cannot."""
+
+        async def rebind(path: Path) -> Transport:
+            return await self._rebind(path, ident)
+
+        def dropped(_: Path) -> None:
+            edge.drop(self._nursery)
+
+        sock = socket.socket(fileno=descriptor)
+        path = Path(
+            SocketTransport(sock),
+            name=name,
+            peer=peer,
+            limit=limit,
+            overflow=edge.overflow,
+            rebind=rebind if ident else None,
+            on_drop=dropped,
+        )
+        self._sockets[path] = sock
+        await self._nursery.start(edge.run, path, self._nursery)
         return path
 
-    def listen(self) -> AsyncIterator[Path]:
+    async def _rebind(self, path: Path, ident: int) -> Transport:
+        """The descriptor of a path has ended without a word: ask for another one."""
+        if self._abandoned is not None:
+            raise PathSevered("lost", self._abandoned, path.name)
+        arguments = {"path": ident, "stream": path.session.state in _STREAM}
+        try:
+            reply = await self._control.call_reply(["rebind", arguments])
+        except Rejected as exc:
+            raise PathSevered(exc.code, exc.text, path.name) from None
+        except PathError as exc:
+            raise PathSevered("lost", "the control program is gone", path.name) from exc
+        (descriptor,) = reply.descriptors
+        sock = self._sockets[path] = socket.socket(fileno=descriptor)
+        return SocketTransport(sock)
+
+    def listen(self, limit: int | None = None) -> AsyncIterator[Path]:
         """The paths that other machines open to this one, each already accepted; ends when the machine is stopping.
 
         ``path.peer`` is the name of the machine at the other end, stamped by the control program. To turn a caller
-        away, sever the path with a reason.
+        away, sever the path with a reason. ``limit`` is how many messages a caller may have outstanding; its edge may
+        say less. :exc:`~retinue.pipes.LimitExceeded` when it is not from 1 to 65535.
         """
+        if limit is not None:
+            if not 0 < limit <= wire.MAX_LIMIT:
+                raise LimitExceeded("limit of outstanding messages", limit, wire.MAX_LIMIT)
+            self._most = limit
         self.heeds_stopping = True
         self._listening.set()
         return self._accepted
 
-    async def serve(self, handler: Handler) -> None:
+    async def serve(self, handler: Handler, limit: int | None = None) -> None:
         """Accept every path and run ``handler(message)`` for each message; what it returns is the reply.
+
+        ``limit`` is how many messages each path may have outstanding, as for :meth:`listen`.
 
         Tells :meth:`ready` by itself, runs until the machine is stopping and then finishes what is being handled.
         Raise :exc:`~retinue.pipes.Rejected` to refuse a message. Any other exception in a handler is logged with its
@@ -139,10 +201,9 @@ class Machine(Generic[C]):
 
         async def serve_path(path: Path) -> None:
             await path.serve(handle, failed=failed)
-            report_violation(path)
 
         async with trio.open_nursery() as nursery:
-            incoming = self.listen()
+            incoming = self.listen(limit)
             await self.ready()
             async for path in incoming:
                 nursery.start_soon(serve_path, path)
@@ -153,8 +214,11 @@ class Machine(Generic[C]):
 
     # -- what the runtime does with it --------------------------------------------------------------------------------
 
-    async def offer(self, peer: str, limit: int, descriptor: int) -> None:
-        """Take a path that another machine asked for. Rejected ``not-listening`` or ``stopping`` when it cannot be."""
+    async def offer(self, peer: str, limit: int, descriptor: int, *, ident: int = 0, edge: str = "") -> None:
+        """Take a path that another machine asked for, along an ``edge`` such as ``WEB.app``; ``ident`` is its number.
+
+        Rejected ``not-listening`` or ``stopping`` when it cannot be taken.
+        """
         try:
             with trio.move_on_after(LISTEN_PATIENCE) as scope:
                 await self._listening.wait()
@@ -165,7 +229,9 @@ class Machine(Generic[C]):
             if self._stopping.is_set():
                 raise Rejected("stopping", f"{self.name} is stopping")
             descriptor, owned = -1, descriptor
-            path = await self._open(owned, name=f"from {peer}", peer=peer, limit=limit)
+            served = self._serves.setdefault(edge or peer, Edge(edge or peer, limit))
+            limit = min(limit, self._most)
+            path = await self._open(owned, ident, served, name=f"from {peer}", peer=peer, limit=limit)
         finally:
             if descriptor >= 0:
                 socket.close(descriptor)
@@ -179,18 +245,23 @@ class Machine(Generic[C]):
             raise
 
     def abandon(self, text: str) -> None:
-        """The program failed: its paths end as they would if the process had been killed, not as if it had finished."""
-        for path in list(self._paths):
-            path.sever("lost", text)
+        """The program failed: its paths end as they would if the process had been killed, not as if it had finished.
+
+        Without a word, that is: who is at their other ends learns of the control program what comes of them.
+        """
+        self._abandoned = text
+        for sock in list(self._sockets.values()):
+            with contextlib.suppress(OSError):  # it has ended already
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def meters(self) -> dict[str, dict[str, Any]]:
+        """What passed along every edge in this process: of its own by local name, of others' by ``WEB.app``."""
+        return {
+            "uses": {edge.name: edge.meter().as_dict() for edge in self._uses.values()},
+            "serves": {edge.name: edge.meter().as_dict() for edge in self._serves.values()},
+        }
 
     def stop(self) -> None:
         """Ask the program to stop."""
         self._stopping.set()
         self._offered.close()
-
-
-def report_violation(path: Path) -> None:
-    """Leave a record when the path ended because the peer broke the protocol."""
-    why = path.severed
-    if isinstance(why, PathSevered) and why.code == "violation":
-        _log.warning("the path %s was severed: %s broke the protocol: %s", path.name, path.peer or "its peer", why.text)

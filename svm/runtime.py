@@ -1,8 +1,8 @@
 """The trio side of a machine: obey the control program, run the program.
 
 The control path is this machine's path to ``*CP``. The control program calls ``load`` (import the program, check its
-config), ``start`` (run ``main``), ``offer`` (another machine opens a path, the descriptor comes along) and ``stop``;
-the machine calls ``ready`` and ``connect``.
+config), ``start`` (run ``main``), ``offer`` (another machine opens a path, the descriptor comes along), ``meters``
+(what passed along the edges) and ``stop``; the machine calls ``ready``, ``connect`` and ``rebind``.
 """
 
 import logging
@@ -11,9 +11,10 @@ from typing import Any, Final
 
 import trio
 
-from retinue.pipes import Message, Path, PathError, PathSevered, Rejected, SocketTransport
+from retinue.pipes import Message, Path, PathError, PathSevered, Rejected, SocketTransport, wire
 from retinue.pipes.message import close_all
 from retinue.svm import config, program
+from retinue.svm.edge import Edge
 from retinue.svm.errors import ConfigError, ProgramError, mistakes_to_wire
 from retinue.svm.machine import Machine
 
@@ -22,8 +23,9 @@ EXIT_OK: Final = 0
 EXIT_PROGRAM_FAILED: Final = 70  # EX_SOFTWARE: main raised
 EXIT_CP_GONE: Final = 69  # EX_UNAVAILABLE: the control path is lost
 
-# Messages of the control program that may be outstanding: offered paths wait here, and a stop must still get through.
-CONTROL_LIMIT: Final = 1024
+# Messages that may be outstanding on the control path: offered paths wait there, and paths that are to be bound again;
+# a stop must still get through. The control program allows fewer.
+CONTROL_LIMIT: Final = wire.MAX_LIMIT
 
 _log = logging.getLogger("retinue.svm")
 
@@ -39,7 +41,13 @@ class Runtime:
         self._running = False
         self._main_scope = trio.CancelScope()
         self.exit_code = EXIT_OK
-        self._verbs = {"load": self._load, "start": self._start, "offer": self._offer, "stop": self._stop}
+        self._verbs = {
+            "load": self._load,
+            "start": self._start,
+            "offer": self._offer,
+            "meters": self._meters,
+            "stop": self._stop,
+        }
 
     async def obey(self) -> None:
         """Serve the control program until the path to it is lost."""
@@ -65,7 +73,7 @@ class Runtime:
         self._machine = Machine(
             name=arguments["name"],
             config=settings,
-            edges=arguments["edges"],
+            edges={name: Edge(name, **about) for name, about in arguments["edges"].items()},
             disks=arguments["disks"],
             control=self._control,
             nursery=self._nursery,
@@ -80,7 +88,11 @@ class Runtime:
         if self._machine is None:
             close_all((descriptor,))
             raise Rejected("not-ready", "the machine is not loaded")
-        await self._machine.offer(arguments["peer"], arguments["limit"], descriptor)
+        peer, limit = arguments["peer"], arguments["limit"]
+        await self._machine.offer(peer, limit, descriptor, ident=arguments["path"], edge=arguments["edge"])
+
+    async def _meters(self, _: dict[str, Any], message: Message) -> Any:
+        return {"uses": {}, "serves": {}} if self._machine is None else self._machine.meters()
 
     async def _stop(self, _: dict[str, Any], message: Message) -> None:
         if self._machine is None or not self._running:
@@ -98,6 +110,8 @@ class Runtime:
                 await self._program.main(self._machine)
         except SystemExit as exc:
             self.exit_code = _exit_code(exc)
+            if self.exit_code != EXIT_OK:
+                self._machine.abandon(f"{self._machine.name} failed")
         except Exception as exc:
             self.exit_code = EXIT_PROGRAM_FAILED
             _log.critical("the program %s failed", self._program.name, exc_info=exc)

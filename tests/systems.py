@@ -114,7 +114,7 @@ class Bench:
         found = {}
         for entry in os.listdir("/proc"):
             if entry.isdecimal():
-                with suppress(OSError):
+                with suppress(OSError, ValueError):  # it is gone; it is somebody else's, who has braces of his own
                     words = pathlib.Path("/proc", entry, "cmdline").read_bytes().split(b"\0")
                     arguments = next((word for word in words if word.startswith(b"{")), b"{}")
                     about = json.loads(arguments)

@@ -11,7 +11,8 @@ import pytest
 
 from retinue.cp import states
 from retinue.cp.directory import load
-from retinue.pipes import session, wire
+from retinue.pipes import diagram, wire
+from retinue.pipes import states as path_states
 
 ROOT: Final = Path(__file__).parents[1]
 DOCS: Final = ROOT / "docs"
@@ -131,38 +132,65 @@ def test_state_tables_in_pages_are_those_of_the_code() -> None:
     assert drawn(DOCS / "explanation" / "design.md") == machine
     path = {
         (source.name, what.name if isinstance(what, wire.Kind) else what.value, target.name)
-        for (source, what), target in session.TABLE.items()
-        if source is not target and target is not session.State.SEVERED
+        for (source, what), target in path_states.TABLE.items()
+        if source is not target and target is not path_states.State.SEVERED
     }
-    assert drawn(DOCS / "reference" / "wire.md") == path
+    bindings = {
+        (source.name, happening.value, target.name)
+        for (source, happening), target in path_states.BINDINGS.items()
+        if source is not target
+    }
+    assert drawn(DOCS / "reference" / "wire.md") == path | bindings
+
+
+def test_states_in_the_wire_reference_are_as_drawn_from_the_code() -> None:
+    """Tables and diagrams of a path's states are what ``python -m retinue.pipes.diagram`` makes, to the letter."""
+    page = (DOCS / "reference" / "wire.md").read_text()
+    assert diagram.drawn_into(page) == page
+
+
+def test_what_a_state_takes_is_what_the_table_says() -> None:
+    """The generator leaves out nothing that the table of a path's states has, and its reader finds it in the page."""
+    page = (DOCS / "reference" / "wire.md").read_text()
+    rows = re.findall(r"^\| `([A-Z]+)` \| [^|]* \| ([A-Z, ]+|nothing) \| ([A-Z, ]+|nothing) \|$", page, re.MULTILINE)
+    takes = {state: _words(cell) for state, cell, _ in rows}
+    sends = {state: _words(cell) for state, _, cell in rows}
+    real: dict[str, set[str]] = {state.name: set() for state in path_states.State}
+    for state, what in path_states.TABLE:
+        if isinstance(what, wire.Kind):
+            real[state.name].add(what.name)
+    assert takes == real
+    # What nobody may send nobody need take, and the other way round. (HELLO is a matter of the binding.)
+    assert set().union(*takes.values()) - {"HELLO"} == set().union(*sends.values())
+
+
+def test_drawing_needs_the_marks() -> None:
+    """A page without the marks, or with one of them twice, is not quietly left as it is."""
+    page = (DOCS / "reference" / "wire.md").read_text()
+    for wrong in (page.replace("<!-- end -->", ""), page + page, ""):
+        with pytest.raises(LookupError, match="has the marks of states"):
+            diagram.drawn_into(wrong)
+
+
+def test_bytes_in_the_wire_reference_are_those_of_the_frames() -> None:
+    """Each example of a frame stands beside what MessagePack makes of it, and the code takes it."""
+    page = (DOCS / "reference" / "wire.md").read_text()
+    examples = re.findall(r"^(\[.*\]) {2,}((?:[0-9a-f]{2} ?)+)$", page, re.MULTILINE)
+    assert len(examples) >= 5
+    for frame, octets in examples:
+        assert wire.Decoder().decode(bytes.fromhex(octets)) == [json.loads(frame)]
+        assert wire.encode(json.loads(frame)).hex(" ") == octets
 
 
 def test_limits_in_the_wire_reference_are_those_of_the_code() -> None:
     """Every limit and every kind of frame of wire.py stands in wire.md with its value, and no other."""
     page = (DOCS / "reference" / "wire.md").read_text()
     rows = re.findall(r"^\| `([A-Z_]+)` \| ([\d,]+) \|", page, re.MULTILINE)
-    limits = {name: value for name, value in vars(wire).items() if name.isupper() and type(value) is int}
+    public = {name: value for name, value in vars(wire).items() if name.isupper() and not name.startswith("_")}
+    limits = {name: value for name, value in public.items() if type(value) is int}
     assert {name: int(value.replace(",", "")) for name, value in rows} == limits
     kinds = re.findall(r"^\| (\d+) \| `([A-Z]+)` \|", page, re.MULTILINE)
     assert {name: int(number) for number, name in kinds} == {kind.name: int(kind) for kind in wire.Kind}
-
-
-def test_states_in_the_wire_reference_are_those_of_the_code() -> None:
-    """What each state of a path takes and may send, as wire.md lists it, is what the table of session.py allows."""
-    frames = {
-        session.Command.ANSWER: ("REPLY", "REJECT", "ACK"),
-        session.Command.BYTES: ("DATA", "EOF"),
-    }
-    page = (DOCS / "reference" / "wire.md").read_text()
-    rows = re.findall(r"^\| `([A-Z]+)` \| [^|]* \| ([A-Z, ]+|nothing) \| ([A-Z, ]+|nothing) \|$", page, re.MULTILINE)
-    told = {state: (_words(takes), _words(sends)) for state, takes, sends in rows}
-    real: dict[str, tuple[set[str], set[str]]] = {state.name: (set(), set()) for state in session.State}
-    for state, what in session.TABLE:
-        if isinstance(what, wire.Kind):
-            real[state.name][0].add(what.name)
-        else:
-            real[state.name][1].update(frames.get(what, (what.name,)))
-    assert told == real
 
 
 def _words(cell: str) -> set[str]:

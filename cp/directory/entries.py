@@ -14,12 +14,16 @@ from retinue.cp.directory.model import (
     LIMIT_MAXIMUM,
     LOCAL_NAME_LIMIT,
     NAME_LIMIT,
+    PAUSE_DEFAULT,
+    PAUSE_MAXIMUM,
     STORAGE_DEFAULT,
     STORAGE_MAXIMUM,
     STORAGE_MINIMUM,
     Edge,
     Kind,
     MachineEntry,
+    OnRestart,
+    Overflow,
     Restart,
     System,
 )
@@ -27,9 +31,9 @@ from retinue.cp.directory.positions import KeyPath
 from retinue.cp.directory.table import Table, described, did_you_mean, quoted, shown
 
 #: The keys that the tables may have, in the order in which the reference page explains them.
-SYSTEM_KEYS = ("name", "syslog", "preload")
-MACHINE_KEYS = ("program", "asgi", "network", "storage", "restart", "uses", "disks", "config")
-EDGE_KEYS = ("to", "limit", "lazy")
+SYSTEM_KEYS = ("name", "syslog", "preload", "secret")
+MACHINE_KEYS = ("program", "asgi", "network", "storage", "restart", "pause", "uses", "disks", "config")
+EDGE_KEYS = ("to", "limit", "lazy", "on_restart", "overflow")
 
 _NAME = re.compile(rf"[A-Z][A-Z0-9]{{0,{NAME_LIMIT - 1}}}", re.ASCII)
 _NAME_RULE = f"1 to {NAME_LIMIT} characters, an upper-case letter and then upper-case letters and digits"
@@ -39,6 +43,11 @@ _SIZE = re.compile(r"([1-9][0-9]{0,14})([KMG])", re.ASCII)
 _ALMOST_SIZE = re.compile(r"\s*([1-9][0-9]{0,14})\s*([kmg])(?:i?b)?\s*", re.ASCII | re.IGNORECASE)
 _UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3}
 
+_DURATION = re.compile(r"(0|[1-9][0-9]{0,14})(ms|s|m|h)", re.ASCII)
+_ALMOST_DURATION = re.compile(r"\s*([0-9]{1,15})\s*(ms|s|m|h)[a-z]*\s*", re.ASCII | re.IGNORECASE)
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+_DURATION_EXPECTED = 'a time such as "10s"'
 _SIZE_EXPECTED = 'a size such as "64M"'
 _TARGET_EXPECTED = 'a machine or a star service, as in uses.app = "SHOP" or uses.app = { to = "SHOP", limit = 8 }'
 # Configuration travels to the machine in a message, whose integers have 64 bits.
@@ -65,7 +74,19 @@ def read_system(root: Table) -> System:
         else:
             message = f"preload has {shown(module)} in it, expected {expected}"
             table.mistakes.add((*table.path, "preload", index), table.path, message)
-    return System(name or "", table.value("syslog", str, 'the name of a machine such as "SYSLOG"'), tuple(preload))
+    syslog = table.value("syslog", str, 'the name of a machine such as "SYSLOG"')
+    return System(name or "", syslog, tuple(preload), _secret(table))
+
+
+def _secret(table: Table) -> tuple[str, ...]:
+    expected = 'a list of keys such as ["password"]'
+    keys = []
+    for index, key in table.words("secret", expected):
+        if key:
+            keys.append(key)
+        else:
+            table.mistakes.add((*table.path, "secret", index), table.path, f'secret has "" in it, expected {expected}')
+    return tuple(keys)
 
 
 def read_machines(root: Table) -> list[MachineEntry]:
@@ -101,6 +122,7 @@ def _machine(name: str, table: Table) -> MachineEntry:
         network=table.value("network", bool, "true or false") or False,
         storage=_storage(table),
         restart=cast(Restart, _word(table, "restart", get_args(Restart)) or "always"),
+        pause=_pause(table),
         uses=_uses(name, table),
         disks=_disks(table),
         config=_config(table),
@@ -165,14 +187,43 @@ def _edge(machine: str, edges: Table, name: str) -> Edge | None:
         if limit is not None and not 1 <= limit <= LIMIT_MAXIMUM:
             table.wrong("limit", f"limit is {described(limit)}, expected a number from 1 to {LIMIT_MAXIMUM}")
         lazy = table.value("lazy", bool, "true or false")
+        on_restart = cast(OnRestart, _word(table, "on_restart", get_args(OnRestart)) or "keep")
+        overflow = cast(Overflow, _word(table, "overflow", get_args(Overflow)) or "block")
         if to is None:
             return None
-        edge = Edge(name, to, LIMIT_DEFAULT if limit is None else limit, lazy or False)
+        edge = Edge(name, to, LIMIT_DEFAULT if limit is None else limit, lazy or False, on_restart, overflow)
+        _check_policies(table, edge)
     if edge.to == machine:
         place = (*edges.path, name, "to")
         edges.mistakes.add(place, edges.path, f"{name}: a machine cannot use itself", "remove this edge")
         return None
     return edge
+
+
+def _check_policies(table: Table, edge: Edge) -> None:
+    for key in ("on_restart", "overflow") if edge.star else ():
+        if key in table.values:
+            message = f"{key} is for edges to machines, and {quoted(edge.to)} is the control program itself"
+            table.wrong(key, message, "remove this key")
+    if edge.on_restart == "restart" and edge.lazy:
+        message = 'on_restart is "restart", which starts the machine after its target, and a lazy edge makes no order'
+        table.wrong("on_restart", message, "remove one of the two")
+
+
+def _pause(table: Table) -> float:
+    value = table.value("pause", str, _DURATION_EXPECTED)
+    if value is None:
+        return PAUSE_DEFAULT
+    duration = _DURATION.fullmatch(value)
+    if duration is None:
+        almost = _ALMOST_DURATION.fullmatch(value)
+        hint = f'did you mean "{int(almost[1])}{almost[2].lower()}"?' if almost else ""
+        table.wrong("pause", f"pause is {shown(value)}, expected {_DURATION_EXPECTED}", hint)
+        return PAUSE_DEFAULT
+    pause = int(duration[1]) * _SECONDS[duration[2]]
+    if pause > PAUSE_MAXIMUM:
+        table.wrong("pause", f'pause is "{value}", and the longest is "1h"', 'to give up instead: restart = "never"')
+    return pause
 
 
 def _storage(table: Table) -> int:

@@ -82,12 +82,13 @@ def dot(directory: Directory) -> str:
 def as_json(directory: Directory) -> dict[str, Any]:
     """The same as plain values for ``json.dumps``: the system, its machines, its edges and the start order.
 
-    ``storage`` is in bytes. ``config`` is left out: it belongs to the program.
+    ``storage`` is in bytes, ``pause`` in seconds. ``config`` is left out: it belongs to the program.
     """
     return {
         "system": directory.system.name,
         "topology": str(directory.path),
         "syslog": directory.system.syslog,
+        "secret": list(directory.system.secret),
         "machines": [
             {
                 "name": machine.name,
@@ -96,12 +97,21 @@ def as_json(directory: Directory) -> dict[str, Any]:
                 "network": machine.network,
                 "storage": machine.storage,
                 "restart": machine.restart,
+                "pause": machine.pause,
                 "disks": list(machine.disks),
             }
             for machine in directory.machines
         ],
         "edges": [
-            {"from": machine.name, "name": edge.name, "to": edge.to, "limit": edge.limit, "lazy": edge.lazy}
+            {
+                "from": machine.name,
+                "name": edge.name,
+                "to": edge.to,
+                "limit": edge.limit,
+                "lazy": edge.lazy,
+                "on_restart": edge.on_restart,
+                "overflow": edge.overflow,
+            }
             for machine in directory.machines
             for edge in machine.uses
         ],

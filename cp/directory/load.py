@@ -42,6 +42,7 @@ def load(path: str | os.PathLike[str]) -> Directory:
     machines = read_machines(root)
     rules.check_targets(mistakes, machines)
     rules.check_syslog(mistakes, system, machines)
+    rules.check_restarts(mistakes, machines)
     rules.check_network(mistakes, machines)
     rules.check_order(mistakes, system, machines)
     rules.check_programs(mistakes, system, machines, whole.parent)

@@ -12,6 +12,8 @@ from retinue.cp.directory.positions import Positions
 
 Kind = Literal["program", "asgi"]
 Restart = Literal["always", "on-failure", "never"]
+OnRestart = Literal["keep", "reconnect", "restart"]
+Overflow = Literal["block", "drop-oldest", "drop-newest", "sever"]
 
 #: The services that the control program itself answers for. A machine reaches them by an edge, like any other.
 STAR_SERVICES = ("*CP", "*LOG")
@@ -27,6 +29,11 @@ LIMIT_DEFAULT = 64
 #: Each outstanding message is remembered at both ends; a queue longer than this hides a server that is too slow.
 LIMIT_MAXIMUM = 65_535
 
+#: Seconds. The longest pause between two starts of a machine that keeps dying: what an operator is willing to wait.
+PAUSE_DEFAULT = 10.0
+#: One that waits longer than this has not been restarted but given up.
+PAUSE_MAXIMUM = 3600.0
+
 STORAGE_DEFAULT = 128 * 1024**2
 #: An interpreter with trio and a small program needs some 20 MiB before it does any work.
 STORAGE_MINIMUM = 32 * 1024**2
@@ -40,13 +47,16 @@ class Edge:
 
     ``name`` is what the machine calls it and ``to`` is the name of a machine or of a star service. ``limit`` is the
     number of messages that may be outstanding per direction (1 to :data:`LIMIT_MAXIMUM`). A ``lazy`` edge makes no
-    start order.
+    start order. ``on_restart`` is what becomes of its paths, or of its machine, when the target has died and is
+    started again; ``overflow`` what becomes of a message that finds ``limit`` of them outstanding.
     """
 
     name: str
     to: str
     limit: int = LIMIT_DEFAULT
     lazy: bool = False
+    on_restart: OnRestart = "keep"
+    overflow: Overflow = "block"
 
     @property
     def star(self) -> bool:
@@ -59,6 +69,7 @@ class MachineEntry:
     """One machine as the topology file declares it.
 
     ``program`` is a dotted module name, or ``module:attribute`` for the kind ``asgi``. ``storage`` is in bytes.
+    ``pause`` is the longest pause before a restart, in seconds; 0 means none at all.
     ``config`` holds plain TOML values (str, int of 64 bits, float, bool, list, dict) and belongs to the program.
     """
 
@@ -68,6 +79,7 @@ class MachineEntry:
     network: bool = False
     storage: int = STORAGE_DEFAULT
     restart: Restart = "always"
+    pause: float = PAUSE_DEFAULT
     uses: tuple[Edge, ...] = ()
     disks: tuple[str, ...] = ()
     config: dict[str, Any] = field(factory=dict, hash=False)
@@ -88,12 +100,14 @@ class System:
     """What the file says about the system as a whole.
 
     ``syslog`` is the name of the machine that keeps the records of ``*LOG``, if there is one. ``preload`` are modules
-    that are imported once, before any machine starts, and shared by all machines.
+    that are imported once, before any machine starts, and shared by all machines. ``secret`` are the keys whose values
+    a tap does not show.
     """
 
     name: str
     syslog: str | None = None
     preload: tuple[str, ...] = ()
+    secret: tuple[str, ...] = ()
 
 
 @frozen

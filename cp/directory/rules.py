@@ -45,6 +45,17 @@ def check_syslog(mistakes: Mistakes, system: System, machines: Sequence[MachineE
                 mistakes.add(path, path[:3], message, hint)
 
 
+def check_restarts(mistakes: Mistakes, machines: Sequence[MachineEntry]) -> None:
+    """A machine that is restarted with its target may be restarted at all."""
+    for machine in machines:
+        for edge in machine.uses if machine.restart == "never" else ():
+            if edge.on_restart == "restart" and not edge.star:
+                path: KeyPath = ("machines", machine.name, "uses", edge.name, "on_restart")
+                place = mistakes.place("machines", machine.name, "restart")
+                message = f'on_restart is "restart", and {machine.name} is never started again ({place})'
+                mistakes.add(path, path[:4], message, 'write restart = "on-failure" there')
+
+
 def check_network(mistakes: Mistakes, machines: Sequence[MachineEntry]) -> None:
     """At most one machine has the network."""
     connected = [machine.name for machine in machines if machine.network]

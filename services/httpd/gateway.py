@@ -23,6 +23,8 @@ log: Final = logging.getLogger("retinue.httpd")
 # What a client is told to wait before it tries a machine again that is not there now: a restart takes about that long.
 RETRY_AFTER: Final = 1
 
+GONE: Final = "The application's machine is gone."
+
 Connect = Callable[[str], Awaitable[Path]]
 
 # Why a machine refused a request -> what the client gets. Any other code means the machine does not speak our protocol.
@@ -41,6 +43,7 @@ class _Call:
     scope: trio.CancelScope
     pulling: trio.CancelScope | None = None
     pushing: trio.CancelScope | None = None
+    generation: int | None = None  # of the machine that has read or answered a part of it, see Gateway._left_over
     settled: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
 
     async def settle(self) -> None:
@@ -83,16 +86,17 @@ class Gateway:
         ident = next(self._ids)
         call = _Call(exchange, trio.CancelScope())
         self._calls[ident] = call
+        # Not before the call is on its way: a deadline that it is made with travels along, and this one may be moved.
+        self._nursery.start_soon(self._start_clock, call)
         try:
             with call.scope:
-                call.scope.deadline = trio.current_time() + self._config.answer_time
                 untrusted_reply = await path.call(_request(ident, exchange))
         except Rejected as exc:
             raise self._refused(exc) from exc
         except LimitExceeded as exc:
             raise HttpError(502, "The request does not fit a message.") from exc
         except PathError as exc:
-            raise HttpError(502, "The application's machine is gone.") from exc
+            raise HttpError(502, GONE) from exc
         finally:
             del self._calls[ident]
             unfinished = call.pushing is not None
@@ -100,12 +104,18 @@ class Gateway:
                 await call.settle()
         if call.scope.cancelled_caught:
             raise HttpError(504, "The application did not answer in time.")
+        if self._left_over(call, path):
+            raise HttpError(502, GONE)
         if unfinished:
             raise BadReply("a reply while a part of the response was still on its way")
         if exchange.status:
             await exchange.send_body(read_part(untrusted_reply).body, more=False)
         else:
             await exchange.respond(read_reply(untrusted_reply))
+
+    async def _start_clock(self, call: _Call) -> None:
+        if call.pulling is None and call.pushing is None:
+            call.scope.deadline = trio.current_time() + self._config.answer_time
 
     def _refused(self, refusal: Rejected) -> HttpError:
         status = 502 if isinstance(refusal, AccessDenied) else _REFUSALS.get(refusal.code, 502)
@@ -145,6 +155,14 @@ class Gateway:
             finally:
                 path.sever()
 
+    def _left_over(self, call: _Call, path: Path) -> bool:
+        """Whether a machine that is dead now has read a part of the request or answered a part of it.
+
+        Its successor gets the request again, from its beginning, and cannot go on with either. Each time there is one,
+        ``path`` has counted what was sent again: at least this call, which had no answer.
+        """
+        return call.generation is not None and call.generation != path.meter.redelivered
+
     # -- what the machine asks for while it answers ------------------------------------------------------------------
 
     async def _on_message(self, message: Message) -> Any:
@@ -154,10 +172,15 @@ class Gateway:
         call = self._calls.get(untrusted["id"])
         if call is None or call.exchange.failure is not None:
             raise Rejected("disconnected", "this request is not open any more")
+        if self._left_over(call, message.path):
+            call.exchange.fail(HttpError(502, GONE))
+            raise Rejected("disconnected", "a part of this request is lost")
         match untrusted.get("type"):
             case "http.receive":
+                call.generation = message.path.meter.redelivered
                 return await self._pull(call)
             case "http.send":
+                call.generation = message.path.meter.redelivered
                 return await self._push(call, untrusted)
             case _:
                 raise Rejected("bad-message", "the types http.receive and http.send are known here")
@@ -170,12 +193,12 @@ class Gateway:
                 # Time that the client takes is not time that the application takes.
                 call.scope.deadline = float("inf")
                 body, more_body = await call.exchange.receive_body()
-                if not call.exchange.status:
-                    call.scope.deadline = trio.current_time() + self._config.answer_time
                 return {"body": body, "more_body": more_body}
         except ClientGone:
             pass
         finally:
+            if not call.exchange.status:
+                call.scope.deadline = trio.current_time() + self._config.answer_time
             call.pulling = None
             call.settled.unpark_all()
         return {"disconnect": True}

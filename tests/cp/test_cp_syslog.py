@@ -174,7 +174,7 @@ def deep(levels: int) -> Any:
 @pytest.mark.parametrize(
     "fields",
     [
-        deep(900),
+        deep(250),
         {"x": [[]] * 20_000},
         {str(n): n for n in range(300)},
         {"x": {b"key": 1}},

@@ -195,7 +195,6 @@ async def test_mistakes_that_a_program_tells_are_checked(bench: Bench) -> None:
 async def test_path_that_breaks_the_protocol_is_severed(bench: Bench) -> None:
     """And the next one is served."""
     path = await bench.path()
-    path.session.outbox.clear()
     path._transport.send(b"\xc1")
     with pytest.raises(PathSevered, match="violation"):
         await path.call(["ps", {}])

@@ -21,6 +21,7 @@ import trio.testing
 from retinue.pipes import Message, Path, PathError, memory_pair, socket_pair
 from retinue.services import httpd, tcpip
 from retinue.svm.asgi import serve_asgi
+from retinue.svm.edge import Edge
 from retinue.svm.machine import Machine
 
 Main = Callable[[Any], Awaitable[None]]
@@ -50,7 +51,12 @@ class System:
         await self._nursery.start(ours.run)
         await self._nursery.start(theirs.run)
         machine: Machine[Any] = Machine(
-            name=name, config=config, edges=dict.fromkeys(edges, 64), disks={}, control=ours, nursery=self._nursery
+            name=name,
+            config=config,
+            edges={edge: Edge(edge, 64) for edge in edges},
+            disks={},
+            control=ours,
+            nursery=self._nursery,
         )
         running = self._machines[name] = Running(machine)
 
@@ -79,7 +85,7 @@ class System:
         for running in (caller, called):
             running.held.append(left.dup())
         await called.machine.offer(caller.machine.name, 64, right.detach())
-        await message.reply(None, descriptors=(left.fileno(),))
+        await message.reply({"path": 0}, descriptors=(left.fileno(),))
         left.close()
 
     def kill(self, name: str) -> None:
@@ -211,7 +217,7 @@ def _bare_machine(config: tcpip.Config, *edges: str) -> Machine[Any]:
     return Machine(
         name="TCPIP",
         config=config,
-        edges=dict.fromkeys(edges, 1),
+        edges={edge: Edge(edge, 1) for edge in edges},
         disks={},
         control=path,
         nursery=None,  # type: ignore[arg-type]

@@ -1,7 +1,9 @@
 """The machine as its program sees it; the control program is played by the test."""
 
+import contextlib
 import logging
 import pathlib
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,17 +15,20 @@ from tests.leaks import assert_none_left, descriptors
 
 from retinue.pipes import (
     AccessDenied,
+    LimitExceeded,
     Message,
     Path,
     PathError,
     PathSevered,
     Rejected,
     SocketTransport,
+    Transport,
     open_path,
     socket_pair,
     wire,
 )
 from retinue.svm import ConnectRefused, EdgeNotDeclared, Machine, NoSuchDisk
+from retinue.svm.edge import Edge
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +50,23 @@ class Cp:
         self.hold = trio.Event()
         self.hold.set()
         self.servers: list[Path] = []
+        self.cuts: list[socket.socket] = []  # by path number
+        self.ends: list[socket.socket] = []  # for servers that come back
+
+    def cut(self, ident: int = 0) -> None:
+        """End the descriptor under a path without a word: the newest, or that of a number."""
+        self.cuts[ident - 1].shutdown(socket.SHUT_RDWR)
+
+    def join(self) -> tuple[socket.socket, socket.socket]:
+        left, right = socket_pair()
+        self.cuts.append(left.dup())
+        return left, right
+
+    async def come_back(self, path: Path) -> Transport:
+        """A server whose path was cut gets what the machine got the other end of."""
+        while not self.ends:
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        return SocketTransport(self.ends.pop())
 
     async def answer(self, message: Message) -> None:
         self.asked.append(message.body)
@@ -55,20 +77,28 @@ class Cp:
             case ["connect", {"edge": str(), "wait": bool()}]:
                 if self.refusal is not None:
                     raise self.refusal
-                theirs, ours = socket_pair()
+                theirs, ours = self.join()
                 with theirs:
-                    path = Path(SocketTransport(ours), name="server")
+                    path = Path(SocketTransport(ours), name="server", rebind=self.come_back)
                     await self.nursery.start(path.run)
                     self.servers.append(path)
+                    await message.reply({"path": len(self.cuts)}, descriptors=(theirs.fileno(),))
+                return
+            case ["rebind", {"path": int(), "stream": bool()}]:
+                if self.refusal is not None:
+                    raise self.refusal
+                theirs, ours = self.join()
+                self.ends.append(ours)
+                with theirs:
                     await message.reply(None, descriptors=(theirs.fileno(),))
                 return
         raise AssertionError(f"the machine asked for {message.body}")
 
     @asynccontextmanager
-    async def offer(self, peer: str = "CALLER", limit: int = 4) -> AsyncIterator[Path]:
+    async def offer(self, peer: str = "CALLER", limit: int = 4, **more: Any) -> AsyncIterator[Path]:
         """Connect to the machine, as another one would."""
-        ours, theirs = socket_pair()
-        await self.machine.offer(peer, limit, theirs.detach())
+        ours, theirs = self.join()
+        await self.machine.offer(peer, limit, theirs.detach(), **more)
         async with open_path(SocketTransport(ours), name="to the machine") as path:
             yield path
 
@@ -82,7 +112,7 @@ async def cp() -> AsyncIterator[Cp]:
                 machine: Machine[Any] = Machine(
                     name="SHOP",
                     config=None,
-                    edges={"stock": 4, "log": 1},
+                    edges={"stock": Edge("stock", 4), "log": Edge("log", 1, "drop-oldest")},
                     disks={"a": "/disks/SHOP/a"},
                     control=control,
                     nursery=nursery,
@@ -90,6 +120,8 @@ async def cp() -> AsyncIterator[Cp]:
                 made = Cp(machine, other, nursery)
                 nursery.start_soon(other.serve, made.answer)
                 yield made
+                for each in (*made.cuts, *made.ends):
+                    each.close()
                 nursery.cancel_scope.cancel()
 
 
@@ -183,6 +215,199 @@ async def test_connect_when_the_control_program_is_gone(cp: Cp) -> None:
         await cp.machine.connect("stock")
 
 
+# -- paths that are cut ------------------------------------------------------------------------------------------------
+
+
+async def double(message: Message) -> Any:
+    return message.body * 2
+
+
+async def test_path_that_is_cut_is_bound_again(cp: Cp) -> None:
+    """By its number, as often as it happens; what is outstanding is answered."""
+    path = await cp.machine.connect("stock")
+    (server,) = cp.servers
+    for number in range(3):
+        answers: list[Any] = []
+
+        async def call(body: Any, answers: list[Any] = answers) -> None:
+            answers.append(await path.call(body))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call, number)
+            message = await server.receive()
+            cp.cut()
+            await trio.testing.wait_all_tasks_blocked()
+            await message.reply("answered")
+        assert answers == ["answered"]
+    assert cp.asked[1:] == [["rebind", {"path": 1, "stream": False}]] * 3
+    assert not path.severed
+    path.sever()
+
+
+async def test_byte_stream_that_is_cut_says_so(cp: Cp) -> None:
+    """The control program decides by it."""
+    path = await cp.machine.connect("stock")
+    server = cp.servers[0]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(path.call, "a stream follows")
+        await (await server.receive()).reply()
+    stream, other = path.stream(), server.stream()
+    await stream.send_all(b"x")
+    assert await other.receive_some(1) == b"x"
+    cp.cut()
+    await trio.testing.wait_all_tasks_blocked()
+    await stream.send_all(b"y")
+    assert await other.receive_some(1) == b"y"
+    assert cp.asked[-1] == ["rebind", {"path": 1, "stream": True}]
+    path.sever()
+
+
+async def test_path_that_is_not_bound_again_ends_with_the_reason(cp: Cp) -> None:
+    """The control program's code and text."""
+    path = await cp.machine.connect("stock")
+    cp.refusal = Rejected("lost", "STOCK died: killed by SIGKILL")
+
+    async def cut() -> None:
+        await cp.servers[0].receive()
+        cp.cut()
+
+    cp.nursery.start_soon(cut)
+    with pytest.raises(PathSevered, match="STOCK died: killed by SIGKILL") as caught:
+        await path.call(1)
+    assert caught.value.code == "lost"
+
+
+async def test_accepted_path_is_bound_again_as_well(cp: Cp) -> None:
+    """By the number that came with the offer; its handlers are cancelled when it is not."""
+    begun, over = trio.Event(), trio.Event()
+
+    async def handler(_: Message) -> None:
+        begun.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            over.set()
+
+    cp.nursery.start_soon(cp.machine.serve, handler)
+    async with cp.offer(ident=77, edge="CALLER.shop") as caller:
+        cp.nursery.start_soon(_ignore_end, caller)
+        await begun.wait()
+        cp.refusal = Rejected("lost", "CALLER died: exit status 3")
+        cp.cut()
+        await over.wait()
+    assert cp.asked[-1] == ["rebind", {"path": 77, "stream": False}]
+
+
+async def _ignore_end(path: Path) -> None:
+    with contextlib.suppress(PathError):
+        await path.call("x")
+
+
+async def test_cut_path_without_a_control_program_is_lost(cp: Cp) -> None:
+    """A PathSevered, not a wait for ever; also for one that waits already."""
+    one, other = await cp.machine.connect("stock"), await cp.machine.connect("stock")
+    cp.hold = trio.Event()
+    cp.cut(1)
+    await trio.testing.wait_all_tasks_blocked()
+    assert not one.severed
+    cp.control.sever("gone")
+    await one.wait_severed()
+    cp.cut(2)
+    await other.wait_severed()
+    for path in one, other:
+        assert isinstance(path.severed, PathSevered)
+        assert (path.severed.code, path.severed.text) == ("lost", "the control program is gone")
+
+
+async def test_abandoned_machine_leaves_without_a_word(cp: Cp) -> None:
+    """As if it had been killed: whoever is at the other end asks the control program what comes of the path."""
+    one = await cp.machine.connect("stock")
+    cp.machine.listen()
+    async with cp.offer(ident=9):
+        cp.machine.abandon("SHOP failed")
+        await one.wait_severed()
+        assert isinstance(one.severed, PathSevered)
+        assert (one.severed.code, one.severed.text) == ("lost", "SHOP failed")
+        await trio.testing.wait_all_tasks_blocked()
+        assert cp.servers[0].severed is None
+    assert cp.asked == [["connect", {"edge": "stock", "wait": True}]]
+
+
+# -- meters and drops --------------------------------------------------------------------------------------------------
+
+
+async def test_meters_are_kept_over_ended_paths(cp: Cp) -> None:
+    """By edge: its own and those of others."""
+    cp.nursery.start_soon(cp.machine.serve, echo)
+    for _ in range(2):
+        path = await cp.machine.connect("stock")
+        cp.nursery.start_soon(cp.servers[-1].serve, double)
+        for number in range(3):
+            assert await path.call(number) == number * 2
+        path.sever()
+        await trio.testing.wait_all_tasks_blocked()
+        async with cp.offer("ONE", edge="ONE.shop") as caller:
+            assert await caller.call(5) == 5
+    async with cp.offer("TWO", edge="TWO.shop"):
+        meters = cp.machine.meters()
+    assert {name: meter["sent"] for name, meter in meters["uses"].items()} == {"stock": 6, "log": 0}
+    assert {name: meter["received"] for name, meter in meters["serves"].items()} == {"ONE.shop": 2, "TWO.shop": 0}
+    assert sum(meters["uses"]["stock"]["latency"]) == 6
+    assert meters["uses"]["stock"]["high_water"] == 1
+
+
+async def test_drops_are_recorded_with_exact_counts(
+    cp: Cp, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one at once, those after it together; none is lost when the path has ended."""
+    monkeypatch.setattr("retinue.svm.edge.DROPS_PAUSE", 0.05)
+    path = await cp.machine.connect("log")  # limit 1: one on its way, the others are dropped
+    await trio.testing.wait_all_tasks_blocked()  # the greeting has been read: before it nothing is sent, nor dropped
+    while not path.meter.dropped:
+        path.send_nowait("x")
+    assert [record.__dict__["count"] for record in caplog.records] == [1]
+    for _ in range(9):
+        path.send_nowait("x")
+    path.sever()
+    dropped = path.meter.dropped
+    assert dropped == 10
+    while len(caplog.records) < 2:
+        await trio.testing.wait_all_tasks_blocked(0.01)
+    first, second = caplog.records
+    assert first.getMessage() == "edge log: a message was dropped (overflow = drop-oldest)"
+    assert second.getMessage() == "edge log: 9 messages were dropped (overflow = drop-oldest)"
+    for record in first, second:
+        assert record.levelno == logging.WARNING
+        assert (record.__dict__["edge"], record.__dict__["policy"]) == ("log", "drop-oldest")
+    assert first.__dict__["count"] + second.__dict__["count"] == dropped
+
+
+async def test_edge_tells_each_drop_once(caplog: pytest.LogCaptureFixture, autojump_clock: object) -> None:
+    """At once after a quiet second, once a second while they go on, and what is left when the machine ends."""
+    edge = Edge("log", 1, "drop-newest")
+
+    def counts() -> list[int]:
+        return [record.__dict__["count"] for record in caplog.records]
+
+    async with trio.open_nursery() as nursery:
+        edge.drop(nursery)
+        assert counts() == [1]
+        for _ in range(25):
+            await trio.sleep(0.1)
+            edge.drop(nursery)
+        assert counts()[0] == 1
+        assert len(counts()) == 3
+        await trio.sleep(5)
+        assert (len(counts()), sum(counts())) == (4, 26)
+        edge.drop(nursery)
+        assert counts()[4:] == [1]
+        await trio.testing.wait_all_tasks_blocked()
+        edge.drop(nursery)
+        edge.drop(nursery)
+        nursery.cancel_scope.cancel()
+    assert counts()[4:] == [1, 2]
+
+
 # -- listen ------------------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +420,23 @@ async def test_listen_gives_accepted_paths_with_the_peers_name(cp: Cp) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(caller.send, "hello")
             assert (await path.receive()).body == "hello"
+
+
+async def test_acceptor_can_lower_the_limit(cp: Cp) -> None:
+    """Not raise it; what is no limit is an error."""
+    for wrong in 0, wire.MAX_LIMIT + 1:
+        with pytest.raises(LimitExceeded):
+            cp.machine.listen(limit=wrong)
+    incoming = cp.machine.listen(limit=2)
+    for offered, effective in (4, 2), (1, 1):
+        async with cp.offer(limit=offered) as caller:
+            path = await anext(incoming)
+            assert path.limit == effective
+            await trio.testing.wait_all_tasks_blocked()
+            with contextlib.suppress(trio.WouldBlock):
+                for _ in range(offered + 1):
+                    caller.send_nowait("x")
+            assert caller.meter.high_water == effective
 
 
 async def test_caller_that_is_turned_away_learns_why(cp: Cp) -> None:
@@ -385,16 +627,22 @@ async def test_refusal_by_the_handler_is_no_failure(cp: Cp, caplog: pytest.LogCa
     assert not caplog.records
 
 
-async def test_hostile_caller_harms_only_its_own_path(cp: Cp, caplog: pytest.LogCaptureFixture) -> None:
-    """A record says who broke the protocol; the others are served."""
+HELLO = wire.encode([wire.Kind.HELLO, wire.VERSION, 1, 5, 0, 0, 0, 0, 0])
+
+
+async def test_hostile_caller_harms_only_its_own_path(
+    cp: Cp, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records say who broke the protocol and how often; the others are served."""
+    monkeypatch.setattr("retinue.svm.edge.VIOLATIONS_PAUSE", 0.05)
     cp.nursery.start_soon(cp.machine.serve, echo)
     async with cp.offer("HONEST") as honest:
         assert await honest.call(1) == 1
         for packet in (
             b"\xc1",
-            wire.encode([wire.Kind.HELLO, 1, 1]) * 2,
-            wire.encode([wire.Kind.HELLO, 1, 1]) + wire.encode([wire.Kind.STREAM]),
-            wire.encode([wire.Kind.HELLO, 1, 1]) + wire.encode([wire.Kind.CALL, 1, [[[]]] * 100]),
+            HELLO * 2,
+            HELLO + wire.encode([wire.Kind.STREAM]),
+            HELLO + wire.encode([wire.Kind.CALL, 1, [[[]]] * 100]),
             b"",
         ):
             ours, theirs = socket_pair()
@@ -403,9 +651,10 @@ async def test_hostile_caller_harms_only_its_own_path(cp: Cp, caplog: pytest.Log
                 ours.send(packet)
                 await trio.testing.wait_all_tasks_blocked()
                 assert await honest.call(2) == 2
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 2
-    assert all("HOSTILE broke the protocol" in text for text in told)
+    while (count := sum(record.__dict__["count"] for record in caplog.records)) < 2:
+        await trio.testing.wait_all_tasks_blocked(0.01)
+    assert count == 2
+    assert all("HOSTILE broke the protocol" in record.getMessage() for record in caplog.records)
 
 
 async def test_caller_that_withdraws_cancels_the_handler(cp: Cp) -> None:

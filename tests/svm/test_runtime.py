@@ -95,7 +95,7 @@ class Run:
                     "kind": "program",
                     "program": name,
                     "config": config,
-                    "edges": {"stock": 4},
+                    "edges": {"stock": {"limit": 4, "overflow": "drop-newest"}},
                     "disks": {},
                 },
             ]
@@ -111,7 +111,8 @@ class Run:
         ours, theirs = socket_pair()
         with theirs:
             try:
-                await self.control.call(["offer", {"peer": "CALLER", "limit": 4}], descriptors=(theirs.fileno(),))
+                about = {"path": 7, "edge": "CALLER.shop", "peer": "CALLER", "limit": 4}
+                await self.control.call(["offer", about], descriptors=(theirs.fileno(),))
             except BaseException:
                 ours.close()
                 raise
@@ -147,9 +148,19 @@ async def test_life_of_a_serving_machine(program: Callable[..., str]) -> None:
         await run.ready.wait()
         async with open_path(SocketTransport(await run.offer())) as path:
             assert await path.call(None) == ["shoes", "shoes"]
+            meters = await run.control.call(["meters", {}])
+            assert meters["uses"]["stock"]["sent"] == 0
+            assert meters["serves"]["CALLER.shop"]["received"] == 1
             await run.stop()
             await run.ended.wait()
         assert run.exit_code == runtime.EXIT_OK
+
+
+async def test_meters_before_load() -> None:
+    """There are none."""
+    async with machine() as run:
+        assert await run.control.call(["meters", {}]) == {"uses": {}, "serves": {}}
+        run.control.sever()
 
 
 async def test_program_that_returns_ends_its_machine(program: Callable[..., str]) -> None:

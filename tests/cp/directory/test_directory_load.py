@@ -30,7 +30,9 @@ def test_load_returns_what_the_file_says() -> None:
     directory = load(GOOD / "every-key.toml")
     expected = Directory(
         path=(GOOD / "every-key.toml").resolve(),
-        system=System("BANK2", syslog="RECORDS", preload=("sqlite3", "email.message", "math")),
+        system=System(
+            "BANK2", syslog="RECORDS", preload=("sqlite3", "email.message", "math"), secret=("password", "card number")
+        ),
         machines=(
             MachineEntry("DOOR", "program", "desk", network=True, uses=(Edge("window", "WINDOW"),)),
             MachineEntry(
@@ -39,7 +41,12 @@ def test_load_returns_what_the_file_says() -> None:
                 "window:application",
                 storage=1024**3,
                 restart="on-failure",
-                uses=(Edge("desk", "DESK", 65_535), Edge("log", "*LOG"), Edge("cp", "*CP", 1)),
+                pause=0.5,
+                uses=(
+                    Edge("desk", "DESK", 65_535, on_restart="restart", overflow="drop-oldest"),
+                    Edge("log", "*LOG"),
+                    Edge("cp", "*CP", 1),
+                ),
                 config={
                     "title": "Good morning",
                     "hours": [9, 17.5],
@@ -52,15 +59,15 @@ def test_load_returns_what_the_file_says() -> None:
                 "desk",
                 storage=32 * 1024**2,
                 restart="never",
-                uses=(Edge("again", "WINDOW", lazy=True),),
+                uses=(Edge("again", "WINDOW", lazy=True, on_restart="reconnect", overflow="sever"),),
                 disks=("ledger", "drafts_2"),
             ),
             MachineEntry("RECORDS", "program", "desk", disks=("a",)),
         ),
     )
     assert directory == expected
-    assert directory.line("machines", "DESK", "storage") == 25
-    assert directory.line("machines", "DESK", "network") == 23
+    assert directory.line("machines", "DESK", "storage") == 27
+    assert directory.line("machines", "DESK", "network") == 25
     assert directory.machine("DESK").disks == ("ledger", "drafts_2")
     with pytest.raises(KeyError):
         directory.machine("DSK")

@@ -127,7 +127,18 @@ def test_as_json_is_plain_and_complete() -> None:
         "network": False,
         "storage": 33_554_432,
         "restart": "never",
+        "pause": 10.0,
         "disks": ["ledger", "drafts_2"],
     }
-    assert value["edges"][1] == {"from": "WINDOW", "name": "desk", "to": "DESK", "limit": 65_535, "lazy": False}
+    assert value["secret"] == ["password", "card number"]
+    assert value["machines"][1]["pause"] == 0.5
+    assert value["edges"][1] == {
+        "from": "WINDOW",
+        "name": "desk",
+        "to": "DESK",
+        "limit": 65_535,
+        "lazy": False,
+        "on_restart": "restart",
+        "overflow": "drop-oldest",
+    }
     assert len(value["edges"]) == 5
