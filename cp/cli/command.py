@@ -21,6 +21,8 @@ COMMANDS: Final = {
     "down": "down",
     "ps": "listings",
     "logs": "listings",
+    "tap": "tap",
+    "replay": "replay",
     "check": "topology",
     "graph": "topology",
     "version": "about",

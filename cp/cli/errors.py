@@ -146,6 +146,19 @@ class UnknownMachine(CommandError):
         )
 
 
+class UnknownEdge(CommandError):
+    """The system has no edge of that name, or it is none that can be tapped (`why` tells)."""
+
+    code = USAGE
+
+    def __init__(self, name: str, system: str, why: str, edges: Iterable[str]) -> None:
+        self.name, self.edges = name, tuple(edges)
+        super().__init__(
+            f"{system}: {why}{did_you_mean(name, self.edges)}",
+            f"there are: {', '.join(self.edges)}" if self.edges else None,
+        )
+
+
 class TopologyWrong(CommandError):
     """The topology file is missing, unreadable or wrong; `listing` shows every error with file and line."""
 

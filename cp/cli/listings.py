@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from retinue.cp.cli.command import json_option, selection, state_option, system_option
+from retinue.cp.cli.edges import edge_lines
 from retinue.cp.cli.errors import OK
 from retinue.cp.cli.output import (
     BOLD,
@@ -43,29 +44,31 @@ _STATE_COLOUR: Final = {"READY": "32", "STARTING": YELLOW, "STOPPING": YELLOW, "
 
 
 @click.command()
+@click.option("--edges", is_flag=True, help="List the edges, and what passed along them.")
 @json_option()
 @system_option()
 @state_option()
 @click.pass_context
-def ps(ctx: click.Context, as_json: bool) -> int:
+def ps(ctx: click.Context, edges: bool, as_json: bool) -> int:
     """List the machines of a running system."""
     system = find_system(selection(ctx))
     from retinue.cp.cli.session import converse
 
-    listing = converse(partial(_ask_ps, system))
+    listing = converse(partial(_ask, system, "edges" if edges else "ps"))
     if as_json:
         say(to_json(listing))
         return OK
-    for line in ps_lines(listing, paint=Paint(colour_wanted(sys.stdout)), room=width(sys.stdout)):
+    lines = edge_lines if edges else ps_lines
+    for line in lines(listing, paint=Paint(colour_wanted(sys.stdout)), room=width(sys.stdout)):
         say(line)
     return OK
 
 
-async def _ask_ps(system: "Running") -> Any:
+async def _ask(system: "Running", verb: str) -> Any:
     from retinue.cp.cli.session import ask, operator
 
     async with operator(system) as path:
-        return await ask(path, system, "ps")
+        return await ask(path, system, verb)
 
 
 def ps_lines(listing: Mapping[str, Any], *, paint: Paint, room: int | None = None) -> list[str]:
@@ -125,7 +128,7 @@ def complete_machines(ctx: click.Context, param: click.Parameter, incomplete: st
         system = find_system(selection(ctx))
         from retinue.cp.cli.session import converse
 
-        listing = converse(partial(_ask_ps, system))
+        listing = converse(partial(_ask, system, "ps"))
         names = [str(machine["name"]) for machine in listing["machines"]]
     except Exception:
         return []

@@ -18,6 +18,7 @@ from retinue.cp.cli.errors import (
     Denied,
     NoAnswer,
     SystemGone,
+    UnknownEdge,
     UnknownMachine,
 )
 from retinue.cp.operator_socket import StrangePeer, connect_operator
@@ -27,6 +28,7 @@ from retinue.pipes import (
     PathClosed,
     PathSevered,
     Rejected,
+    Reply,
     SocketTransport,
     open_path,
 )
@@ -116,9 +118,16 @@ async def operator(system: runtime.Running) -> AsyncIterator[Path]:
 
 async def ask(path: Path, system: runtime.Running, verb: str, *, within: float = ANSWER_WAIT, **arguments: Any) -> Any:
     """Ask the control program and return its answer. Raises SystemGone, NoAnswer, UnknownMachine, Denied..."""
+    return (await ask_reply(path, system, verb, within=within, **arguments)).body
+
+
+async def ask_reply(
+    path: Path, system: runtime.Running, verb: str, *, within: float = ANSWER_WAIT, **arguments: Any
+) -> Reply:
+    """:func:`ask`, with the descriptors of the answer, which are the caller's to close."""
     try:
         with trio.fail_after(within):
-            return await path.call([verb, arguments])
+            return await path.call_reply([verb, arguments])
     except trio.TooSlowError as error:
         raise NoAnswer(system.system, system.nucleus_pid, f"no answer in {within:g} s") from error
     except (PathSevered, PathClosed) as error:
@@ -129,6 +138,9 @@ async def ask(path: Path, system: runtime.Running, verb: str, *, within: float =
         if error.code == "unknown-machine":
             known = error.detail if isinstance(error.detail, list) else []
             raise UnknownMachine(str(arguments.get("machine")), system.system, map(str, known)) from error
+        if error.code == "unknown-edge":
+            known = error.detail if isinstance(error.detail, list) else []
+            raise UnknownEdge(str(arguments.get("edge")), system.system, error.text, map(str, known)) from error
         if error.code == "unknown-verb":
             raise CommandError(
                 f"the control program of {system.system} does not know {verb!r}",

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import pytest
+
+from retinue.cp.cli.edges import edge_lines, percentile_bound
 from retinue.cp.cli.listings import ps_lines
 from retinue.cp.cli.output import Paint
 
@@ -74,3 +77,87 @@ def test_ps_colours_around_the_padding() -> None:
 def test_ps_of_a_reply_with_gaps_still_lists() -> None:
     assert ps_lines({"machines": [{"name": "X"}]}, paint=Paint(False))[1].split() == ["X", "?", "-", "-", "-", "-", "-"]
     assert len(ps_lines({}, paint=Paint(False))) == 1
+
+
+EDGE: dict[str, Any] = {
+    "from": "WEB",
+    "name": "app",
+    "to": "SHOP",
+    "on_restart": "keep",
+    "overflow": "block",
+    "limit": 64,
+    "paths": 1,
+    "meters": {
+        "from": {
+            "sent": 1200,
+            "received": 3,
+            "bytes_sent": 150 << 10,
+            "bytes_received": 2 << 20,
+            "outstanding": 2,
+            "high_water": 9,
+            "dropped": 0,
+            "redelivered": 0,
+            "latency": [*([0] * 7), 600, 590, *([0] * 5), 10, *([0] * 17)],
+        },
+        "to": None,
+    },
+}
+
+
+def test_edges_are_a_table() -> None:
+    assert edge_lines({"edges": [EDGE]}, paint=Paint(False)) == [
+        "FROM  EDGE  TO    PATHS  MESSAGES  BACK  BYTES  BACK  OUT  HIGH  LIMIT  DROPS      P50      P99  "
+        "ON RESTART  OVERFLOW",
+        "WEB   app   SHOP      1      1200     3   150K    2M    2     9     64      0  <=128us  <=256us  "
+        "keep        block",
+    ]
+
+
+def test_edge_whose_one_end_does_not_tell_has_the_figures_of_the_other() -> None:
+    meters = {"from": None, "to": {**EDGE["meters"]["from"], "sent": 3, "received": 1200}}
+    _, line = edge_lines({"edges": [{**EDGE, "meters": meters}]}, paint=Paint(False))
+    assert line.split() == [
+        *("WEB", "app", "SHOP", "1", "1200", "3", "2M", "150K", "-", "-", "64", "-", "-", "-", "keep", "block"),
+    ]
+    _, line = edge_lines({"edges": [{"on_restart": None}]}, paint=Paint(False))
+    assert set(line.split()) == {"?", "-"}
+
+
+def test_drops_are_coloured() -> None:
+    meters = {"from": {**EDGE["meters"]["from"], "dropped": 5}, "to": None}
+    _, line = edge_lines({"edges": [{**EDGE, "meters": meters}]}, paint=Paint(True))
+    assert "\x1b[31m    5\x1b[0m" in line
+
+
+def test_edges_cannot_be_used_to_control_the_terminal() -> None:
+    lines = edge_lines({"edges": [{**EDGE, "name": "\x1b[2J\n"}]}, paint=Paint(False))
+    assert len(lines) == 2
+    assert not any(char < " " for char in lines[1])
+
+
+@pytest.mark.parametrize(
+    ("buckets", "share", "expected"),
+    [
+        ({}, 0.5, None),
+        ({0: 1}, 0.5, 1),
+        ({3: 1}, 0.99, 8),
+        ({3: 50, 4: 50}, 0.5, 8),
+        ({3: 49, 4: 51}, 0.5, 16),
+        ({3: 99, 20: 1}, 0.99, 8),
+        ({3: 98, 20: 2}, 0.99, 1 << 20),
+    ],
+)
+def test_percentile_is_the_bound_of_its_bucket(buckets: dict[int, int], share: float, expected: int | None) -> None:
+    assert percentile_bound([buckets.get(bucket, 0) for bucket in range(32)], share) == expected
+
+
+def test_latency_is_told_in_units_that_can_be_read() -> None:
+    def shown(bucket: int) -> str:
+        latency = [0] * 32
+        latency[bucket] = 1
+        meters = {"from": {**EDGE["meters"]["from"], "latency": latency}, "to": None}
+        return edge_lines({"edges": [{**EDGE, "meters": meters}]}, paint=Paint(False))[1].split()[12]
+
+    assert [shown(bucket) for bucket in (0, 9, 10, 17, 20, 29, 31)] == [
+        *("<=1us", "<=512us", "<=1.02ms", "<=131ms", "<=1.05s", "<=537s", ">1073s"),
+    ]
