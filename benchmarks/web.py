@@ -3,18 +3,15 @@
 import contextlib
 import http.client
 import json
-import os
 import pathlib
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Final
 
 import attrs
 
-from benchmarks.processes import START_TIME, STOP_TIME, NotStarted, Storage, cpu_time, descendants, free_port, storage
+from benchmarks import systems
+from benchmarks.processes import Storage, cpu_time, descendants, free_port, storage
 
 EXAMPLE: Final = pathlib.Path(__file__).resolve().parent.parent / "examples" / "web"
 PLAIN: Final = "/count"
@@ -22,8 +19,6 @@ ASGI: Final = "/"
 
 _ADDRESS: Final = "127.0.0.1:8080"
 _ROUTES: Final = "config.routes ="
-# `python -m` has no module to run here, and a venv's script need not be on the PATH.
-_RETINUE: Final = (sys.executable, "-P", "-c", "from retinue.cp.cli import main; raise SystemExit(main())")
 
 
 @attrs.frozen
@@ -91,39 +86,12 @@ def running(folder: pathlib.Path, *, access_log: bool) -> Iterator[Web]:
     folder.mkdir()
     file = copy_example(folder / "web", port, access_log=access_log)
     state = folder / "state"
-    nucleus: int | None = None
-    try:
-        up = _retinue(state, "up", "-d", str(file))
-        if up.returncode != 0:
-            raise NotStarted("retinue up", f"status {up.returncode}", up.stderr)
-        nucleus = json.loads((state / "run" / "system.json").read_text("utf-8"))["nucleus_pid"]
+    with systems.running(file, state) as nucleus:
         yield Web(port, _processes(state, nucleus), state / "disks")
-    finally:
-        _stop(state, nucleus)
-
-
-def _retinue(state: pathlib.Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [*_RETINUE, "--state", str(state), *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=START_TIME + STOP_TIME,
-    )
 
 
 def _processes(state: pathlib.Path, nucleus: int) -> dict[str, int]:
-    machines = json.loads(_retinue(state, "ps", "--json").stdout)["machines"]
+    machines = json.loads(systems.retinue(state, "ps", "--json").stdout)["machines"]
     found = {machine["name"]: machine["pid"] for machine in machines if machine["pid"] is not None}
     known = set(found.values())
     return {**found, **{name: pid for pid, name in sorted(descendants(nucleus).items()) if pid not in known}}
-
-
-def _stop(state: pathlib.Path, nucleus: int | None) -> None:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        if _retinue(state, "down").returncode != 0:
-            _retinue(state, "down", "--force")
-    # The whole system ends with its nucleus. The lock's file goes with it as well: still there means still running.
-    if nucleus is not None and (state / "run" / "lock").exists():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(nucleus, signal.SIGKILL)

@@ -29,7 +29,7 @@ def _find_benchmarks() -> None:
 
 _find_benchmarks()
 
-from benchmarks import http, peers, processes, report, web, wrk  # noqa: E402  (found just now)
+from benchmarks import http, peers, pipes, pipes_pair, processes, rebind, report, web, wrk  # noqa: E402  (found just now)
 
 GOOD = "Running 1s test @ http://127.0.0.1:1/\nWRK-SUMMARY [2000,1000500,1,2,3,4,5,13910,25240,75660]\n"
 
@@ -215,16 +215,143 @@ def test_process_that_is_gone_uses_nothing() -> None:
     assert processes.descendants(process.pid) == {}
 
 
+# -- two processes that measure between them -------------------------------------------------------------------------
+
+EVERYWHERE = os.sched_getaffinity(0)
+
+
+def test_experiment_that_fails_tells_why() -> None:
+    with (
+        pipes_pair.Pair() as pair,
+        pytest.raises(pipes_pair.ExperimentFailed, match=r"^KeyError: 'no such'\nTraceback"),
+    ):
+        pair.run(pipes.ENDS_MODULE, "no such", {}, cores=EVERYWHERE)
+
+
+def test_process_that_dies_is_noticed_and_the_other_one_ends() -> None:
+    ends = []
+    with pipes_pair.Pair() as pair:
+        for worker in pair.workers:
+            ends.append(os.pidfd_open(worker.process.pid))
+        pair.workers[0].process.kill()
+        with pytest.raises(pipes_pair.ExperimentFailed, match=r"died|cannot be told"):
+            pair.run(pipes.ENDS_MODULE, "calls", {}, cores=EVERYWHERE)
+    for end in ends:
+        assert select.select([end], [], [], 0)[0]
+        os.close(end)
+
+
+def test_messages_that_are_lost_are_noticed() -> None:
+    class Losing(pipes_pair.Pair):
+        def run(self, *_: Any, **__: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+            return {"rate": 1.0, "messages": 3}, {"messages": 2}
+
+    experiment = pipes.Experiment("", "one way", {}, [])
+    with Losing() as pair, pytest.raises(pipes_pair.ExperimentFailed, match="3 messages were sent and 2 received"):
+        pipes.run(pair, experiment, EVERYWHERE)
+
+
+def test_targets_of_rates_are_for_all_cores() -> None:
+    rate = pipes.Figure("calls", "1/s", pipes.field("rate"), target=10)
+    ratio = pipes.Figure("ratio", "x", pipes.field("deep", "rate", factor=2), target=1, at_most=True, everywhere=True)
+    found = [{"rate": 9.0, "deep": {"rate": 0.25}}] * 3
+    assert rate.result(found, "", False).met is False
+    assert rate.result(found, ", one core", True) == report.Result("calls, one core", 9.0, "1/s", rounds=(9.0,) * 3)
+    assert ratio.result(found, ", one core", True).met is True
+    assert ratio.missing(", one core", True, "it broke").met is False
+
+
+def test_quick_run_has_every_row(tmp_path: pathlib.Path) -> None:
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "pipes.py"), "--quick", "--no-peers", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 0, run.stderr
+    printed = json.loads(run.stdout)
+    check_form(printed)
+    assert {"trio", "msgpack"} <= set(printed["machine"]["software"])
+    assert all(result["value"] is not None for result in printed["results"])
+    targets = {result["name"]: result["target"] for result in printed["results"] if result["target"] is not None}
+    assert targets == {
+        "path, call: p50 over bare trio": 1.5,
+        "path, calls, 256 at a time": 100_000,
+        "path, one way, 64 B": 400_000,
+        "path, one way, 64 KiB": 2.5,
+        "path, 1 MiB, over plain copy": 0.7,
+        "path, 16 MiB, over plain copy": 0.7,
+        "path, call: p50 over bare trio, one core": 1.5,
+        "open path, idle": 8,
+        "open path, after a call": 8,
+    }
+
+
+# -- kills -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_handled_is_counted() -> None:
+    first, second, third = 10, 20, 30
+    counted = rebind.count(
+        [
+            rebind.Handled(1, first, False),
+            rebind.Handled(2, first, False),  # the answer was lost
+            rebind.Handled(2, second, True),
+            rebind.Handled(3, second, True),  # never got to the first
+            rebind.Handled(4, second, False),
+            rebind.Handled(4, second, True),  # never: the same generation twice
+            rebind.Handled(5, second, False),
+            rebind.Handled(5, third, False),  # never: the second time without a mark
+        ]
+    )
+    assert counted == rebind.Count(handled=5, redelivered=3, by_several=2, twice_by_one=1, unmarked=1)
+
+
+def test_broken_promises_are_not_met() -> None:
+    found = {"sent": 5, "answered": 4, "twice": 1, "strange": 1, "longest": 0.05}
+    counted = rebind.Count(handled=5, redelivered=3, by_several=2, twice_by_one=1, unmarked=1)
+    rows = rebind.results(found, counted, rebind.Kills(2, 0))
+    assert [row.name for row in rows if row.met is False] == [
+        "never answered",
+        "answered twice",
+        "answered with another number",
+        "handled twice by one generation",
+        "redelivered without a mark",
+    ]
+
+
+def test_kills_break_no_promise(tmp_path: pathlib.Path) -> None:
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "rebind.py"), "--seconds", "2", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    printed = json.loads(run.stdout)
+    check_form(printed)
+    values = {result["name"]: result["value"] for result in printed["results"]}
+    assert values["sent"] == values["answered"] == 2000
+    assert values["kills"] > 0
+    assert values["redelivered, marked"] > 0
+
+
 # -- the script ----------------------------------------------------------------------------------------------------
 
 
-def test_script_finds_the_standard_library(tmp_path: pathlib.Path) -> None:
-    # Its name is that of a package of the standard library.
+@pytest.mark.parametrize(("script", "option"), [("http", "--soak"), ("pipes", "--quick"), ("rebind", "--seconds")])
+def test_script_finds_the_standard_library(tmp_path: pathlib.Path, script: str, option: str) -> None:
+    # Names in their folder are those of packages of the standard library.
     helped = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "http.py"), "--help"], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert helped.returncode == 0, helped.stderr
-    assert "--soak" in helped.stdout
+    assert option in helped.stdout
 
 
 def test_wrk_that_is_missing_is_told(tmp_path: pathlib.Path) -> None:
