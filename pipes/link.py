@@ -87,6 +87,10 @@ class Greeting(Enum):
     SUCCESSOR = "successor"  # another process in the place of the one before
 
 
+# Frames with descriptors that may be written and not seen: an end says SEEN at once for them, and one that does not
+# shall not make this end keep them all.
+MOST_CARRYING: Final = 16
+
 _NONE: Final[deque[Data]] = deque(maxlen=0)
 
 
@@ -97,8 +101,9 @@ class Link:
     """
 
     __slots__ = (
-        "_again", "_first", "_numbered", "_plain", "_shelved", "_unsaid_bytes", "_waiting", "_written",
-        "_written_bytes", "binding", "keeps", "ordinary", "peer", "received", "said", "seen", "token", "urgent",
+        "_again", "_before", "_carrying", "_first", "_numbered", "_plain", "_shelved", "_unsaid_bytes", "_waiting",
+        "_written", "_written_bytes", "binding", "held_back", "keeps", "ordinary", "peer", "received", "said", "seen",
+        "token", "unsent", "urgent",
     )  # fmt: skip
 
     def __init__(self, keeps: bool = False, token: int | None = None) -> None:
@@ -116,6 +121,10 @@ class Link:
         self._written: deque[Data] = deque() if keeps else _NONE  # on this binding, and not seen
         self._written_bytes = 0
         self._numbered = 0  # counted frames written, seen or not
+        self._before = 0  # the same before the last packet
+        self.unsent = 0  # how many of them the socket has refused for now
+        self._carrying = 0  # frames with descriptors that were written and not seen
+        self.held_back = False  # the next frame has descriptors and waits until others were seen
         self._shelved: list[tuple[int, Outgoing]] = []  # without ``keeps``: memfds that were not read yet
         self._unsaid_bytes = 0
         self._waiting = 0  # bytes in the ordinary queue
@@ -139,6 +148,8 @@ class Link:
         """The descriptor has ended; what was written and not seen will go again."""
         self.happen(Happening.LOSE)
         self._first = []
+        self.unsent = self._carrying = 0
+        self.held_back = False
         if self._written:
             self._written.extend(self._again)
             self._again, self._written = self._written, deque()
@@ -170,7 +181,7 @@ class Link:
     def _restart(self) -> None:
         """Another session in the other's place: it has nothing of ours and we have nothing of it."""
         self.drop_all()
-        self.received = self.said = self.seen = self._numbered = self._unsaid_bytes = 0
+        self.received = self.said = self.seen = self._numbered = self._unsaid_bytes = self.unsent = 0
 
     def drop_all(self) -> None:
         """Forget every frame."""
@@ -182,8 +193,9 @@ class Link:
         for _, outgoing in self._shelved:
             outgoing.drop()
         self._shelved.clear()
-        self._waiting = self._written_bytes = 0
+        self._waiting = self._written_bytes = self._carrying = 0
         self._plain = True
+        self.held_back = False
 
     def end(self) -> None:
         """The path is over: nothing goes out any more."""
@@ -234,6 +246,7 @@ class Link:
 
     def next_packet(self) -> Packet | None:
         """Take as many frames as one packet holds; None when there is nothing to write now."""
+        self._before = self._numbered
         ordinary = self.ordinary
         if self._first or self._again or self.urgent or not self._plain:
             return self._mixed_packet()
@@ -253,6 +266,10 @@ class Link:
         self._waiting = 0
         return Packet(data, ())  # type: ignore[arg-type]
 
+    def refused(self) -> None:
+        """The socket has no room for the last packet, which will be tried again: nobody can have seen it."""
+        self.unsent = self._numbered - self._before
+
     def _full_packet(self) -> Packet:
         ordinary = self.ordinary
         parts: list[bytes] = []
@@ -270,6 +287,7 @@ class Link:
         size = sum(map(len, parts))
         descriptors: tuple[int, ...] = ()
         self._first = []
+        self.held_back = False
         if self.binding is Binding.BOUND:
             for queue in (self._again, self.urgent, self.ordinary):
                 while queue:
@@ -278,6 +296,9 @@ class Link:
                     size += len(data)
                     if parts and (size > wire.MAX_PACKET or len(descriptors) + len(carried) > wire.MAX_DESCRIPTORS):
                         return Packet(b"".join(parts), descriptors)
+                    if carried and self._carrying >= MOST_CARRYING:
+                        self.held_back = True
+                        return Packet(b"".join(parts), descriptors) if parts else None
                     parts.append(data)
                     descriptors += carried
                     queue.popleft()
@@ -289,6 +310,8 @@ class Link:
 
     def _note_written(self, frame: Data) -> None:
         self._numbered += 1
+        if not isinstance(frame, bytes):
+            self._carrying += 1
         if self.keeps:
             self._written.append(frame)
             self._written_bytes += len(frame) if isinstance(frame, bytes) else len(frame.data)
@@ -313,16 +336,19 @@ class Link:
 
     def on_seen(self, count: int) -> None:
         """The other end has told how many frames it has seen."""
-        if not self.seen <= count <= self._numbered:
-            raise ProtocolViolation(f"SEEN of {count} frames, written were {self._numbered}")
+        if not self.seen <= count <= self._numbered - self.unsent:
+            raise ProtocolViolation(f"SEEN of {count} frames, written were {self._numbered - self.unsent}")
         if self.keeps:
-            self._forget(self._written, count)
+            self._carrying -= self._forget(self._written, count)
         else:
             self.seen = count
             while self._shelved and self._shelved[0][0] <= count:
                 self._shelved.pop(0)[1].drop()
+                self._carrying -= 1
 
-    def _forget(self, kept: deque[Data], count: int) -> None:
+    def _forget(self, kept: deque[Data], count: int) -> int:
+        """Let go of what was seen; returns how many frames had descriptors."""
+        carried = 0
         for _ in range(count - self.seen):
             frame = kept.popleft()
             if isinstance(frame, bytes):
@@ -330,4 +356,6 @@ class Link:
             else:
                 self._written_bytes -= len(frame.data)
                 frame.drop()
+                carried += 1
         self.seen = count
+        return carried

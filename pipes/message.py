@@ -48,14 +48,17 @@ class Message:
     then goes nowhere). ``redelivered``: a predecessor of this machine may have had it before, whole or in part.
     """
 
-    __slots__ = ("_descriptors", "_frame", "_purged", "body", "epoch", "path", "scope")
+    __slots__ = ("_descriptors", "_frame", "_purged", "_replayed", "body", "epoch", "path", "scope")
 
-    def __init__(self, path: "Path", frame: Frame, epoch: int, descriptors: "Claimed | None" = None) -> None:
+    def __init__(
+        self, path: "Path", frame: Frame, epoch: int, replayed: tuple[int, int], descriptors: "Claimed | None" = None
+    ) -> None:
         self.path = path
         self.body: Any = frame[2]
         self.epoch = epoch  # which of the peers that the path has had sent it
         self.scope: trio.CancelScope | None = None  # of its handler
         self._frame = frame
+        self._replayed = replayed  # up to where a predecessor had messages, in each lane, when it came
         self._descriptors = descriptors
         self._purged: trio.Event | None = None
 
@@ -81,7 +84,8 @@ class Message:
     @property
     def redelivered(self) -> bool:
         """Whether a predecessor of this end may have been given it before."""
-        return self.path.session.is_redelivery(self.id)
+        ident = self.id
+        return ident <= self._replayed[0] if ident > 0 else -ident <= self._replayed[1]
 
     @property
     def deadline(self) -> float:

@@ -1,7 +1,6 @@
 """The messages of one end until they have ended: what a session sends, keeps, and sends again to a successor."""
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from retinue.pipes import wire
@@ -47,7 +46,7 @@ class Outbox:
         self._sends: dict[int, Data] = {}  # not ended, and what to send again if there may be a successor
         self._calls: dict[int, Data] = {}
         self._withdrawn: set[int] = set()  # calls that were purged and have not ended
-        self._again: deque[int] = deque(maxlen=0)  # those that wait to be sent to a successor
+        self._again: dict[int, None] = {}  # those that wait to be sent to a successor, in order
         self._again_out = [0, 0]  # highest numbers that were written, by lane
         self._lowest = 0
         self._state = State.OPENING
@@ -62,11 +61,9 @@ class Outbox:
         """The number of our last ordinary message, 0 when there was none."""
         return self._last_out
 
-    def unreceived(self, first: int, last: int) -> int | None:
-        """The latest of our one-way messages from ``first`` to ``last`` that has not been received, if there is one."""
-        if last in self._sends:
-            return last
-        return max((ident for ident in self._sends if first <= ident <= last), default=None)
+    def unreceived(self, first: int, last: int) -> bool:
+        """Whether one of our ordinary one-way messages from ``first`` to ``last`` has not been received."""
+        return first <= last and (last in self._sends or bool(within(self._sends, first, last)))
 
     def _enter(self, state: State) -> None:
         self._state = state
@@ -174,7 +171,7 @@ class Outbox:
         if ident in self._calls and ident not in self._withdrawn and self._state is not State.SEVERED:
             self._step(Command.PURGE)
             if ident in self._again:  # the successor has never heard of it
-                self._again.remove(ident)
+                del self._again[ident]
                 _drop(self._calls.pop(ident))
                 self._feed()
                 self._recount()
@@ -205,8 +202,8 @@ class Outbox:
         _, first, last = frame
         sends = self._sends
         had = len(sends)
-        for ident in range(first, last + 1) if first > 0 else range(first, last - 1, -1):
-            if ident in sends and ident not in self._again:
+        for ident in within(sends, first, last):
+            if ident not in self._again:
                 _drop(sends.pop(ident))
         if len(sends) == had:
             raise ProtocolViolation(f"ACK for messages {first} to {last}, none of which waits for one")
@@ -241,19 +238,23 @@ class Outbox:
         self._withdrawn.clear()
         ours = [*self._sends, *self._calls]
         # In each lane the order of old; those of the fast lane first.
-        self._again = deque([*sorted((i for i in ours if i < 0), reverse=True), *sorted(i for i in ours if i > 0)])
+        self._again = dict.fromkeys(
+            [*sorted((i for i in ours if i < 0), reverse=True), *sorted(i for i in ours if i > 0)]
+        )
         self._feed()
 
     def _feed(self) -> None:
         """Send again what a successor has room for."""
         again = self._again
         while again and not self.held and len(self._sends) + len(self._calls) - len(again) < self.peer_limit:
-            ident = again.popleft()
+            ident = next(iter(again))
+            del again[ident]
             frame = self._sends.get(ident) or self._calls[ident]
             if not isinstance(frame, bytes):
                 frame.hold()
             lane = 0 if ident > 0 else 1
             self.meter.redelivered += abs(ident) <= self._again_out[lane]
+            self.meter.bytes_sent += len(frame) if isinstance(frame, bytes) else frame.size
             self.link.put(frame, ident < 0)
 
     def _recount(self) -> None:
@@ -261,6 +262,18 @@ class Outbox:
             self.room = self.peer_limit - len(self._sends) - len(self._calls)
         else:
             self.room = 0
+
+
+def within(idents: Collection[int], first: int, last: int) -> list[int]:
+    """Which of the ids an ACK from ``first`` to ``last`` means, of one lane; their number does not make it slow."""
+    if abs(last - first) < len(idents):
+        return [
+            ident
+            for ident in range(first, last + 1 if first > 0 else last - 1, 1 if first > 0 else -1)
+            if ident in idents
+        ]
+    low, high = (first, last) if first > 0 else (last, first)
+    return [ident for ident in idents if low <= ident <= high]
 
 
 def _drop(frame: Data) -> None:

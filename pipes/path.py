@@ -13,7 +13,7 @@ from retinue.pipes.link import Greeting
 from retinue.pipes.message import Claimed, Message, close_all, copy_all
 from retinue.pipes.overflow import Overflow
 from retinue.pipes.pump import Rebind
-from retinue.pipes.sender import BATCH, OnDrop, Sender
+from retinue.pipes.sender import OnDrop, Sender
 from retinue.pipes.serving import Failed, Handler, Serving
 from retinue.pipes.states import State
 from retinue.pipes.stream import Chunks, PathStream
@@ -220,8 +220,8 @@ class Path(Sender):
         """Say that a one-way message was received. No effect a second time."""
         if message.epoch == self._epoch and not self._over:
             gathered = self.session.take(message.id)
-            # Few acknowledgements for many messages, and the sender never waits for the last of them.
-            if gathered and (not self._inbox or gathered >= BATCH) and not self._due:
+            # All those of one turn of the loop go together, and the sender never waits longer for one.
+            if gathered and not self._due:
                 self.flush_soon()
 
     def answers(self, message: Message) -> bool:
@@ -269,6 +269,7 @@ class Path(Sender):
         self.check()
         self.session.quiesce()
         self.flush()
+        self.check()
         while not self.session.still and self.session.quiesced:
             if self._quiescing is None:
                 self._quiescing = trio.lowlevel.ParkingLot()
@@ -298,6 +299,8 @@ class Path(Sender):
         self.session.stream()
         if self.chunks is None:
             self.chunks = Chunks()
+        if self._room is not None:
+            self._room.wake_all()  # there will be none any more
         self.flush()
         return PathStream(self, self.chunks)
 
@@ -310,7 +313,7 @@ class Path(Sender):
                 claimed = Claimed(packet.claim(descriptors, frame[3]))
             if len(frame) == 5:
                 frame[4] = trio.current_time() + frame[4] / 1000
-        message = Message(self, frame, self._epoch, claimed)
+        message = Message(self, frame, self._epoch, self.session.replayed, claimed)
         if frame[0] == 2:
             self._pending[frame[1]] = message
         if frame[1] > 0:
@@ -328,6 +331,8 @@ class Path(Sender):
             # Nobody waits for the answers to what the predecessor of the other end has asked.
             self._epoch += 1
             self._forget_calls()
+            if self.pending > 2 * self.limit:
+                self.session.give_up("overflow", "too many messages of its predecessors wait")
         if self.session.severed_by is not None:
             self.flush()
             self._end()

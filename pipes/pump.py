@@ -17,6 +17,7 @@ from retinue.pipes.flusher import flusher
 from retinue.pipes.link import Packet, Slot
 from retinue.pipes.message import close_all
 from retinue.pipes.session import Session
+from retinue.pipes.states import State
 from retinue.pipes.transport import Transport
 
 if TYPE_CHECKING:
@@ -110,7 +111,11 @@ class Pump:
                 except ProtocolViolation as exc:
                     self._give_up("violation", exc.rule)
                     return
-                if not data and not descriptors:
+                if not data and descriptors:
+                    close_all(descriptors)
+                    self._give_up("violation", "descriptors without a frame")
+                    return
+                if not data:
                     if not await self._get_other():
                         return
                     break
@@ -125,8 +130,9 @@ class Pump:
     async def _get_other(self) -> bool:
         """The transport has ended without a SEVER: get another one, if there will be one."""
         session = self.session
-        if self._over:
-            return False  # it was this end that closed it
+        if self._over or session.state is State.SEVERED:
+            self._end()  # it was this end that closed it, or closes it just now
+            return False
         if self._rebind is None:
             session.lose()
             self._end()
@@ -190,7 +196,10 @@ class Pump:
             self._on_packet_done()
             if not session.link.idle:
                 self.flush()
-            if self._congested and session.link.backlog > wire.most_unread(session.limit):
+            link = session.link
+            # A byte stream has bounds of its own.
+            stuck = (self._congested or link.held_back) and session.state is State.OPEN
+            if stuck and link.backlog > wire.most_unread(session.limit):
                 self._give_up("violation", "it asks, and does not read what is answered")
         return len(frames)
 
@@ -228,7 +237,8 @@ class Pump:
         """Write what the session has to say, as far as the socket takes it; the rest follows by itself."""
         self._due = False
         session = self.session
-        session.settle()
+        if not self._congested:
+            session.settle()
         while not self._congested and not self._over:
             try:
                 if self._packet is None and (assembled := session.link.next_packet()) is not None:
@@ -240,21 +250,27 @@ class Pump:
                 self._end()
                 return
             if self._packet is None:
+                if self._written is not None and not session.link.held_back:
+                    self._written.unpark_all()
                 return
             try:
                 self._transport.send(*self._packet)
             except BlockingIOError:
                 self._congested = True
+                session.link.refused()
                 trio.lowlevel.spawn_system_task(self._write_on, self._transport)
                 return
             except BrokenPipeError:
-                # Nobody reads. What they wrote before may still be there: the pump finds the end.
-                pass
+                # Nobody reads. What they wrote before may still be there: the pump finds the end, and another one.
+                self._congested = True
+                session.link.refused()
+                return
             except OSError as exc:
                 session.lose("lost", f"the host does not carry a packet: {exc.strerror}")
                 self._end()
                 return
             self._packet = None
+            session.link.unsent = 0
 
     async def _write_on(self, transport: Transport) -> None:
         try:
@@ -265,12 +281,10 @@ class Pump:
             return  # it has another one by now
         self._congested = False
         self.flush()
-        if not self._congested and self._written is not None:
-            self._written.unpark_all()
 
     async def _wait_written(self) -> None:
         """Until everything that was handed over has been written, or the path has ended."""
-        while self._congested and not self._over:
+        while (self._congested or self.session.link.held_back) and not self._over:
             if self._written is None:
                 self._written = trio.lowlevel.ParkingLot()
             await self._written.park()

@@ -10,6 +10,7 @@ from retinue.pipes import packet
 from retinue.pipes.errors import PathClosed, WrongMode, fresh, rejection
 from retinue.pipes.message import Reply, close_all, copy_all
 from retinue.pipes.meter import Meter
+from retinue.pipes.outbox import within
 from retinue.pipes.overflow import Overflow, Waiters
 from retinue.pipes.pump import Pump, Rebind
 from retinue.pipes.states import State
@@ -31,7 +32,7 @@ _NEVER: Final = float("inf")
 class Sender(Pump):
     """What :class:`~retinue.pipes.path.Path` does with messages of this end, from the verb to their end."""
 
-    __slots__ = ("_calls", "_on_drop", "_overflow", "_room", "_sends", "limit", "name", "peer")
+    __slots__ = ("_acknowledged", "_calls", "_on_drop", "_overflow", "_room", "_sends", "limit", "name", "peer")
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class Sender(Pump):
         self._calls: dict[int, Ticket] = {}  # of tasks that wait for a reply, by message id
         self._sends: dict[int, Ticket] = {}  # of tasks that wait until a message was received
         self._room: Waiters | None = None
+        self._acknowledged: trio.lowlevel.ParkingLot | None = None  # those who wait for many of them
 
     @property
     def meter(self) -> Meter:
@@ -80,6 +82,8 @@ class Sender(Pump):
             tickets.clear()
         if self._room is not None:
             self._room.wake_all()
+        if self._acknowledged is not None:
+            self._acknowledged.unpark_all()
 
     # -- verbs --------------------------------------------------------------------------------------------------------
 
@@ -116,11 +120,13 @@ class Sender(Pump):
             close_all(copies)
             self._pass_room_on()
             raise
-        self._calls[ident] = Ticket(perf_counter())
-        if len(self._calls) == 1:
-            self.flush()
-        else:
+        since = perf_counter()
+        if self._calls:
             self.flush_soon()
+        else:
+            self.flush()
+            self.check()  # the flush may have found the path dead
+        self._calls[ident] = Ticket(since)
 
         def abort(_: object) -> trio.lowlevel.Abort:
             if self._calls.pop(ident, None) is not None:
@@ -188,13 +194,14 @@ class Sender(Pump):
         """
         session = self.session
         first = session.last_sent + 1
+        last = first - 1
         count = 0
         try:
             for body in bodies:
                 if session.room <= 0 or self._room is not None:
                     self.flush()
                     await self._wait_room(False, False)
-                session.send(body)
+                last = session.send(body)
                 count += 1
                 if not count % BATCH or session.link.full:
                     self.flush()
@@ -203,9 +210,10 @@ class Sender(Pump):
         finally:
             self._pass_room_on()
             self.flush()
-        last = session.last_sent
-        while (waits := session.unreceived(first, last)) is not None:
-            await self._wait_received(waits)
+        while session.unreceived(first, last):
+            if self._acknowledged is None:
+                self._acknowledged = trio.lowlevel.ParkingLot()
+            await self._acknowledged.park()
         self.check()
         await trio.lowlevel.checkpoint_if_cancelled()
         return count
@@ -284,8 +292,9 @@ class Sender(Pump):
     def _on_ack(self, frame: Frame, _: list[int]) -> None:
         if self._sends:
             _, first, last = frame
-            for ident in range(first, last + 1) if first > 0 else range(first, last - 1, -1):
-                if (ticket := self._sends.pop(ident, None)) is not None:
-                    ticket.wake(None)
+            for ident in within(self._sends, first, last):
+                self._sends.pop(ident).wake(None)
+        if self._acknowledged is not None:
+            self._acknowledged.unpark_all()
         if self._room is not None:
             self._pass_room_on()

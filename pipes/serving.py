@@ -72,7 +72,7 @@ class Serving:
                 while True:
                     message = path.next_message()
                     if message is not None:
-                        if path.pending:
+                        if path.pending or self._ending:
                             self.wake()
                         if await self._handle(message, scope):
                             break

@@ -28,9 +28,9 @@ class Session(Outbox):
     """
 
     __slots__ = (
-        "_ack_first", "_ack_last", "_began_quiesced", "_confirmations", "_eof_in", "_eof_out", "_in", "_last_in",
-        "_last_in_urgent", "_replayed", "_replayed_urgent", "_steps", "_unread", "_window", "ended_here", "greeting",
-        "quiesced",
+        "_ack_first", "_ack_last", "_began_quiesced", "_confirmations", "_credit", "_eof_in", "_eof_out", "_in",
+        "_last_in", "_last_in_urgent", "_steps", "_unread", "_window", "ended_here", "greeting", "quiesced",
+        "replayed",
     )  # fmt: skip
 
     def __init__(
@@ -52,10 +52,11 @@ class Session(Outbox):
         self._confirmations = 0  # QUIESCED of the other end that have not come
         self._last_in = self._last_in_urgent = 0
         self._in: dict[int, int] = {}  # theirs, not ended: SEND, CALL, or PURGE for a call that was withdrawn
-        self._replayed = self._replayed_urgent = 0  # theirs up to here were sent to a predecessor of ours
+        self.replayed = (0, 0)  # theirs up to here, in each lane, were sent to a predecessor of ours
         self._ack_first = self._ack_last = 0
         self._window = wire.STREAM_WINDOW  # bytes we may still send
         self._unread = 0  # bytes of theirs that were not credited back
+        self._credit = 0  # bytes that were, and are not told yet
         self._eof_in = self._eof_out = False
         self._enter(State.OPENING)
 
@@ -81,7 +82,7 @@ class Session(Outbox):
 
     def is_redelivery(self, ident: int) -> bool:
         """Whether a message of the peer may have been given to a predecessor of this end."""
-        return ident <= self._replayed if ident > 0 else -ident <= self._replayed_urgent
+        return ident <= self.replayed[0] if ident > 0 else -ident <= self.replayed[1]
 
     # -- bindings ---------------------------------------------------------------------------------------------------
 
@@ -100,7 +101,7 @@ class Session(Outbox):
         self.peer_limit = self._lowest = min(self.limit, frame[2])
         # An end that has met nobody has sent nothing to a predecessor. One that has met this end, which did not hear
         # of it, may have: what it has sent to this end alone is marked as well.
-        self._replayed, self._replayed_urgent = (frame[6], frame[7]) if frame[4] else (0, 0)
+        self.replayed = (frame[6], frame[7]) if frame[4] else (0, 0)
         self.held = bool(frame[8])
         if greeting is Greeting.RESUMED:
             self._recount()
@@ -181,10 +182,13 @@ class Session(Outbox):
         return 1
 
     def settle(self) -> None:
-        """Queue the acknowledgements that were gathered; do it before anything is written."""
+        """Queue the acknowledgements and the credit that were gathered; do it before anything is written."""
         if self._ack_first:
             self._put([5, self._ack_first, self._ack_last], self._ack_first < 0)
             self._ack_first = self._ack_last = 0
+        if self._credit:
+            self._put([Kind.CREDIT, self._credit])
+            self._credit = 0
 
     def quiesce(self) -> None:
         """Take no more messages for now; a second time has no effect."""
@@ -239,7 +243,7 @@ class Session(Outbox):
         """Give the peer room for ``count`` more bytes: the program has taken them."""
         self._step(Command.CREDIT)
         self._unread -= count
-        self._put([Kind.CREDIT, count])
+        self._credit += count
 
     def sever(self, code: str, text: str = "") -> None:
         """End the path from this end. Everything outstanding is over; a second time has no effect."""
@@ -247,7 +251,7 @@ class Session(Outbox):
             self.settle()
             self._step(Command.SEVER)
             frame = [Kind.SEVER, wire.clip(code), wire.clip(text)]
-            if self.link.binding is Binding.BOUND:
+            if self.link.binding is Binding.BOUND and not self.link.held_back:
                 self.link.put(wire.encode(frame))
             else:
                 self.link.put_first(frame)

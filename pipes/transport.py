@@ -115,6 +115,10 @@ class SocketTransport:
         except OSError:
             return b"", []
         descriptors = _descriptors(ancillary) if ancillary else []
+        if flags & socket.MSG_CTRUNC and len(descriptors) < wire.MAX_DESCRIPTORS:
+            # This process has no room for them. Nobody is to blame: it ends here, and may go on over another socket.
+            close_all(descriptors)
+            return b"", []
         if flags & _CUT or count > wire.MAX_PACKET:
             close_all(descriptors)
             raise ProtocolViolation(

@@ -234,8 +234,8 @@ def encode(frame: Frame) -> bytes:
         # What the receiver refuses would cost the path: a key that is no text, an extension, too many items.
         if len(frame) > 2 and type(frame[-1 if len(frame) == 5 and frame[0] == 4 else 2]) not in _PLAIN:
             received = msgpack.unpackb(packed, **_BOUNDS)
-            if _too_deep(packed, received):
-                raise ValueError(f"more than {MAX_DEPTH} levels of arrays and maps")
+            if _may_be_deep(packed) and _deep(received):
+                raise ValueError(_TOO_DEEP)
     except (ValueError, OverflowError) as exc:  # too deep, a lone surrogate, an integer over 64 bits
         raise TypeError(f"a message cannot carry this: {exc}") from exc
     if len(packed) > MAX_PACKET:
@@ -274,15 +274,18 @@ def check(untrusted_frame: Any) -> Frame:
     return untrusted_frame
 
 
+_TOO_DEEP: Final = f"more than {MAX_DEPTH} levels of arrays and maps"
 # The first bytes of everything that is not an array or a map.
 _NO_CONTAINERS: Final = bytes({*range(256)} - {*range(0x80, 0xA0), *range(0xDC, 0xE0)})
 
 
-def _too_deep(packed: bytes | memoryview, value: Any) -> bool:
-    """Whether a value has more than MAX_DEPTH levels of arrays and maps; ``packed`` is what it was made of."""
-    # Most have not even so many bytes with which a level could begin.
-    if len(packed) <= MAX_DEPTH or len(bytes(packed).translate(None, _NO_CONTAINERS)) <= MAX_DEPTH:
-        return False
+def _may_be_deep(packed: bytes | memoryview) -> bool:
+    """Whether so many bytes could begin a level that there may be more than MAX_DEPTH of them."""
+    return len(packed) > MAX_DEPTH and len(bytes(packed).translate(None, _NO_CONTAINERS)) > MAX_DEPTH
+
+
+def _deep(value: Any) -> bool:
+    """Whether a value has more than MAX_DEPTH levels of arrays and maps."""
     level = [value]
     for _ in range(MAX_DEPTH):
         inner = [each for outer in level for each in (outer.values() if type(outer) is dict else outer)]
@@ -295,7 +298,7 @@ def _too_deep(packed: bytes | memoryview, value: Any) -> bool:
 class Decoder:
     """Turns packets into checked frames. It keeps nothing from one packet to the next."""
 
-    __slots__ = ("_fed", "_unpacker")
+    __slots__ = ("_unpacker",)
 
     def __init__(self) -> None:
         self._forget()
@@ -303,7 +306,6 @@ class Decoder:
     def _forget(self) -> None:
         """Begin with a fresh unpacker: nothing of a packet that was refused is left."""
         self._unpacker = self._unpacker_of(MAX_PACKET + len(_STOP))
-        self._fed = 0  # bytes that it was given
 
     @staticmethod
     def _unpacker_of(size: int) -> msgpack.Unpacker:
@@ -316,11 +318,10 @@ class Decoder:
             if _LARGE < len(untrusted_packet) <= MAX_PACKET and (frame := _split(untrusted_packet)) is not None:
                 return [frame]
             unpacker.feed(untrusted_packet)
-            # msgpack does not tell whether it stopped inside an object; one that is not whole swallows what follows.
+            untrusted_frames: list[Any] = list(unpacker)
+            # msgpack does not tell whether it has stopped inside an object; one that is not whole takes the nil.
             unpacker.feed(_STOP)
-            untrusted_frames = list(unpacker)
-            self._fed += len(untrusted_packet) + len(_STOP)
-            if unpacker.tell() != self._fed or untrusted_frames.pop() is not None:
+            if list(unpacker) != [None]:
                 raise ProtocolViolation("a packet ends inside a frame")
             for frame in untrusted_frames:
                 # The ordinary message is looked at here: it must be as cheap as can be.
@@ -334,10 +335,9 @@ class Decoder:
                 ):
                     continue
                 check(frame)
-            if len(untrusted_packet) > MAX_DEPTH:
-                for frame in untrusted_frames:
-                    if type(frame[-1]) not in _PLAIN or (len(frame) > 2 and type(frame[2]) not in _PLAIN):
-                        self._check_depth(untrusted_packet, frame)
+            # Every frame is itself a list: what is asked is whether one of them has more than plain values in it.
+            if _may_be_deep(untrusted_packet) and any(map(_deep, untrusted_frames)):
+                raise ProtocolViolation(_TOO_DEEP)
             return untrusted_frames
         except (ProtocolViolation, MemoryError):
             self._forget()
@@ -359,13 +359,9 @@ class Decoder:
         if unpacker.tell() != len(untrusted_bytes):
             raise ProtocolViolation("a bulk frame has something after it")
         check_bulk(frame)
-        self._check_depth(untrusted_bytes, frame)
+        if _may_be_deep(untrusted_bytes) and _deep(frame):
+            raise ProtocolViolation(_TOO_DEEP)
         return frame
-
-    @staticmethod
-    def _check_depth(untrusted_bytes: bytes | memoryview, untrusted_frame: Frame) -> None:
-        if _too_deep(untrusted_bytes, untrusted_frame):
-            raise ProtocolViolation(f"more than {MAX_DEPTH} levels of arrays and maps")
 
 
 def check_bulk(frame: Frame) -> None:

@@ -269,10 +269,9 @@ async def test_peer_that_never_reads_holds_up_nobody_else(kind: str) -> None:
     "asks",
     [
         lambda number: [[Kind.CALL, number, b"x" * 5000]],
-        lambda number: [[Kind.SEND, number, b"x"]],
         lambda _: [[Kind.QUIESCE], [Kind.RESUME]],
     ],
-    ids=["calls", "one-way messages", "quiescing"],
+    ids=["calls", "quiescing"],
 )
 async def test_peer_that_asks_and_never_reads_is_severed(kind: str, asks: Callable[[int], list[list[Any]]]) -> None:
     """What is written for it is no more than its limit allows one who keeps to it."""
