@@ -237,8 +237,8 @@ class Link:
 
     @property
     def full(self) -> bool:
-        """Whether more than one packet of ordinary frames waits."""
-        return self._waiting > wire.MAX_PACKET
+        """Whether there is more than one packet to write, or a memfd that others could read meanwhile."""
+        return self._waiting > wire.MAX_PACKET or not self._plain
 
     def unwritten(self) -> set[int]:
         """The identities (:func:`id`) of frames that were never written."""

@@ -17,29 +17,37 @@ class Meter:
     """
 
     __slots__ = (
-        "bytes_received", "bytes_sent", "dropped", "high_water", "latency", "outstanding", "received", "redelivered",
+        "_latency", "bytes_received", "bytes_sent", "dropped", "high_water", "outstanding", "received", "redelivered",
         "sent",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.sent = self.received = self.bytes_sent = self.bytes_received = 0
         self.outstanding = self.high_water = self.dropped = self.redelivered = 0
-        self.latency = [0] * BUCKETS
+        self._latency: list[int] | None = None  # made by the first answer
 
     def answered(self, seconds: float) -> None:
         """Count a call that took this long."""
-        self.latency[min(int(seconds * 1_000_000).bit_length(), BUCKETS - 1)] += 1
+        if self._latency is None:
+            self._latency = [0] * BUCKETS
+        self._latency[min(int(seconds * 1_000_000).bit_length(), BUCKETS - 1)] += 1
+
+    @property
+    def latency(self) -> list[int]:
+        """The histogram, BUCKETS counts."""
+        return list(self._latency or [0] * BUCKETS)
 
     def add(self, other: "Meter") -> None:
         """Count the other's figures in: sums, and of the high-water marks the higher."""
-        for name in self.__slots__:
-            if name == "high_water":
-                self.high_water = max(self.high_water, other.high_water)
-            elif name == "latency":
-                self.latency = [a + b for a, b in zip(self.latency, other.latency, strict=True)]
-            else:
-                setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in _SUMS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.high_water = max(self.high_water, other.high_water)
+        self._latency = [a + b for a, b in zip(self.latency, other.latency, strict=True)]
 
     def as_dict(self) -> dict[str, Any]:
         """The figures by name, as they go over the wire."""
-        return {name: list(self.latency) if name == "latency" else getattr(self, name) for name in self.__slots__}
+        figures = {name: getattr(self, name) for name in (*_SUMS, "high_water")}
+        return {**figures, "latency": self.latency}
+
+
+_SUMS: Final = ("bytes_received", "bytes_sent", "dropped", "outstanding", "received", "redelivered", "sent")

@@ -45,7 +45,7 @@ class Outbox:
         self._last_out = self._last_out_urgent = 0
         self._sends: dict[int, Data] = {}  # not ended, and what to send again if there may be a successor
         self._calls: dict[int, Data] = {}
-        self._withdrawn: set[int] = set()  # calls that were purged and have not ended
+        self._withdrawn: dict[int, None] = {}  # calls that were purged and have not ended
         self._again: dict[int, None] = {}  # those that wait to be sent to a successor, in order
         self._again_out = [0, 0]  # highest numbers that were written, by lane
         self._lowest = 0
@@ -176,7 +176,7 @@ class Outbox:
                 self._feed()
                 self._recount()
             else:
-                self._withdrawn.add(ident)
+                self._withdrawn[ident] = None
                 self._put([Kind.PURGE, ident], ident < 0)
 
     # -- ending -------------------------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ class Outbox:
     def _end_call(self, ident: int) -> None:
         _drop(self._calls.pop(ident))
         if self._withdrawn:
-            self._withdrawn.discard(ident)
+            self._withdrawn.pop(ident, None)
         if self._again:
             self._feed()
             self._recount()

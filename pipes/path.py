@@ -63,8 +63,8 @@ class Path(Sender):
             quiesced=quiesced,
         )
         self._epoch = 0  # counts the sessions at the other end
-        self._inbox: deque[Message] = deque()
-        self._fast: deque[Message] = _NO_MESSAGES  # those with priority; a queue of its own when there is one
+        self._inbox: deque[Message] = _NO_MESSAGES  # queues of their own when the first message comes
+        self._fast: deque[Message] = _NO_MESSAGES  # those with priority
         self._receivers: trio.lowlevel.ParkingLot | None = None
         self._serving: Serving | None = None
         self._pending: dict[int, Message] = {}  # the peer's calls that are not answered
@@ -317,6 +317,8 @@ class Path(Sender):
         if frame[0] == 2:
             self._pending[frame[1]] = message
         if frame[1] > 0:
+            if self._inbox is _NO_MESSAGES:
+                self._inbox = deque()
             self._inbox.append(message)
         else:
             if self._fast is _NO_MESSAGES:

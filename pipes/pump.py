@@ -196,6 +196,8 @@ class Pump:
             self._on_packet_done()
             if not session.link.idle:
                 self.flush()
+            elif self._written is not None:
+                self._written.unpark_all()
             link = session.link
             # A byte stream has bounds of its own.
             stuck = (self._congested or link.held_back) and session.state is State.OPEN
@@ -282,9 +284,14 @@ class Pump:
         self._congested = False
         self.flush()
 
-    async def _wait_written(self) -> None:
-        """Until everything that was handed over has been written, or the path has ended."""
-        while (self._congested or self.session.link.held_back) and not self._over:
+    async def _wait_written(self, *, read: bool = False) -> None:
+        """Until everything that was handed over has been written, or the path has ended.
+
+        With ``read`` also until the other end has read so much of it that another large message finds a memfd.
+        """
+        while not self._over and (
+            self._congested or self.session.link.held_back or (read and self._shelf is not None and self._shelf.crowded)
+        ):
             if self._written is None:
                 self._written = trio.lowlevel.ParkingLot()
             await self._written.park()

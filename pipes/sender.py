@@ -206,7 +206,7 @@ class Sender(Pump):
                 if not count % BATCH or session.link.full:
                     self.flush()
                     # What waits here grows cold, and holds memory.
-                    await self._wait_written()
+                    await self._wait_written(read=True)
         finally:
             self._pass_room_on()
             self.flush()
