@@ -95,7 +95,10 @@ class Sender(Pump):
         (:exc:`AccessDenied` when policy forbids), :exc:`PathSevered`, :exc:`PathClosed`, :exc:`WrongMode`,
         :exc:`LimitExceeded`; TypeError for a body msgpack cannot say.
         """
-        reply = await self._exchange(body, descriptors, priority)
+        copies = copy_all(descriptors) if descriptors else ()
+        if self.session.room <= 0 or self._room is not None:
+            await self._wait_room_with(copies, priority)
+        reply: Any = await trio.lowlevel.wait_task_rescheduled(self._ask(body, copies, priority).abort)
         if type(reply) is list:
             return reply[2]
         close_all(reply.descriptors)
@@ -103,19 +106,27 @@ class Sender(Pump):
 
     async def call_reply(self, body: Any = None, *, descriptors: tuple[int, ...] = (), priority: bool = False) -> Reply:
         """Like :meth:`call`; returns the whole reply with its descriptors, which are the caller's to close."""
-        reply = await self._exchange(body, descriptors, priority)
+        copies = copy_all(descriptors) if descriptors else ()
+        if self.session.room <= 0 or self._room is not None:
+            await self._wait_room_with(copies, priority)
+        reply: Any = await trio.lowlevel.wait_task_rescheduled(self._ask(body, copies, priority).abort)
         return Reply(reply[2]) if type(reply) is list else reply
 
-    async def _exchange(self, body: Any, descriptors: tuple[int, ...], priority: bool) -> Any:
-        session = self.session
-        # Copies, and before any wait: later the caller may have closed its own, and their numbers mean something else.
-        copies = copy_all(descriptors) if descriptors else ()
+    async def _wait_room_with(self, copies: tuple[int, ...], priority: bool) -> None:
+        """The descriptors are copies made before: later the caller may have closed its own."""
         try:
-            if session.room <= 0 or self._room is not None:
-                await self._wait_room(priority, False)
+            await self._wait_room(priority, False)
+        except BaseException:
+            close_all(copies)
+            self._pass_room_on()
+            raise
+
+    def _ask(self, body: Any, copies: tuple[int, ...], priority: bool) -> Ticket:
+        """Send a call; the caller's task then waits for what wakes the ticket."""
+        try:
             left = trio.current_effective_deadline()
             remaining = None if left == _NEVER else int(max(0.0, left - trio.current_time()) * 1000)
-            ident = session.call(body, copies, priority=priority, remaining=remaining)
+            ident = self.session.call(body, copies, priority=priority, remaining=remaining)
         except BaseException:
             close_all(copies)
             self._pass_room_on()
@@ -126,15 +137,13 @@ class Sender(Pump):
         else:
             self.flush()
             self.check()  # the flush may have found the path dead
-        self._calls[ident] = Ticket(since)
+        ticket = self._calls[ident] = Ticket(ident, since, self._withdraw)
+        return ticket
 
-        def abort(_: object) -> trio.lowlevel.Abort:
-            if self._calls.pop(ident, None) is not None:
-                session.purge(ident)
-                self.flush_soon()
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        return await trio.lowlevel.wait_task_rescheduled(abort)
+    def _withdraw(self, ident: int) -> None:
+        if self._calls.pop(ident, None) is not None:
+            self.session.purge(ident)
+            self.flush_soon()
 
     async def send(self, body: Any = None, *, descriptors: tuple[int, ...] = (), priority: bool = False) -> None:
         """Send a one-way message; returns when the peer's program has received it (or the edge's policy dropped it).
@@ -159,13 +168,11 @@ class Sender(Pump):
 
     async def _wait_received(self, ident: int) -> None:
         self.check()  # the flush may have found the path dead
-        self._sends[ident] = Ticket(0.0)
+        ticket = self._sends[ident] = Ticket(ident, 0.0, self._forget_send)
+        await trio.lowlevel.wait_task_rescheduled(ticket.abort)
 
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self._sends.pop(ident, None)
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
+    def _forget_send(self, ident: int) -> None:
+        self._sends.pop(ident, None)
 
     def send_nowait(self, body: Any = None, *, priority: bool = False) -> None:
         """Send a one-way message without waiting for anything; nobody learns whether it was received.

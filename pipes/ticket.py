@@ -1,5 +1,6 @@
 """What a task waits for: the end of a message of its own."""
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import outcome
@@ -16,11 +17,13 @@ class Ticket(outcome.Outcome[Any]):
     of a call.
     """
 
-    __slots__ = ("error", "frame", "since", "task")
+    __slots__ = ("error", "frame", "give_up", "ident", "since", "task")
 
-    def __init__(self, since: float) -> None:
+    def __init__(self, ident: int, since: float, give_up: Callable[[int], None]) -> None:
         self.task = trio.lowlevel.current_task()
+        self.ident = ident
         self.since = since
+        self.give_up = give_up  # called with the message's number when the task is cancelled
         self.frame: Frame | Reply | None = None
         self.error: Exception | None = None
 
@@ -29,6 +32,11 @@ class Ticket(outcome.Outcome[Any]):
         self.frame = frame
         self.error = error
         trio.lowlevel.reschedule(self.task, self)
+
+    def abort(self, _: object) -> trio.lowlevel.Abort:
+        """For :func:`trio.lowlevel.wait_task_rescheduled`: nobody waits any more."""
+        self.give_up(self.ident)
+        return trio.lowlevel.Abort.SUCCEEDED
 
     def unwrap(self) -> Frame | Reply | None:
         """Called by trio in the task."""

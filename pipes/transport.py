@@ -10,7 +10,7 @@ import errno
 import socket
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Final, Protocol
 
 import trio
@@ -39,10 +39,10 @@ class Transport(Protocol):
         :exc:`ProtocolViolation` for a packet over the limits.
         """
 
-    async def wait_readable(self) -> None:
+    def wait_readable(self) -> Awaitable[None]:
         """Until :meth:`receive` would not raise BlockingIOError. trio.ClosedResourceError when this end is closed."""
 
-    async def wait_writable(self) -> None:
+    def wait_writable(self) -> Awaitable[None]:
         """Until :meth:`send` would probably not raise BlockingIOError. ClosedResourceError likewise."""
 
     def close(self) -> None:
@@ -128,13 +128,13 @@ class SocketTransport:
             )
         return view[:count], descriptors
 
-    async def wait_readable(self) -> None:
+    def wait_readable(self) -> Awaitable[None]:
         self._check_open()
-        await trio.lowlevel.wait_readable(self._socket)
+        return trio.lowlevel.wait_readable(self._socket)  # noqa: ASYNC105  # without a coroutine of our own
 
-    async def wait_writable(self) -> None:
+    def wait_writable(self) -> Awaitable[None]:
         self._check_open()
-        await trio.lowlevel.wait_writable(self._socket)
+        return trio.lowlevel.wait_writable(self._socket)  # noqa: ASYNC105
 
     def _check_open(self) -> None:
         if self._socket.fileno() < 0:
