@@ -103,7 +103,7 @@ class Path(Sender):
     def sever(self, code: str = "closed", text: str = "") -> None:
         """End the path now: the peer learns ``code`` and ``text``, everything outstanding at both ends is over."""
         if not self._over:
-            self.session.sever(code, text)
+            self.session.sever(code, text, at_once=True)
             self.flush()
             self._end()
 

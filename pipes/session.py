@@ -245,13 +245,16 @@ class Session(Outbox):
         self._unread -= count
         self._credit += count
 
-    def sever(self, code: str, text: str = "") -> None:
-        """End the path from this end. Everything outstanding is over; a second time has no effect."""
+    def sever(self, code: str, text: str = "", *, at_once: bool = False) -> None:
+        """End the path from this end. Everything outstanding is over; a second time has no effect.
+
+        The frame goes behind what is queued; with ``at_once`` not behind what has to wait until others were seen.
+        """
         if self._state is not State.SEVERED:
             self.settle()
             self._step(Command.SEVER)
             frame = [Kind.SEVER, wire.clip(code), wire.clip(text)]
-            if self.link.binding is Binding.BOUND and not self.link.held_back:
+            if self.link.binding is Binding.BOUND and not (at_once and self.link.held_back):
                 self.link.put(wire.encode(frame))
             else:
                 self.link.put_first(frame)
@@ -261,7 +264,7 @@ class Session(Outbox):
     def give_up(self, code: str, text: str) -> None:
         """End the path because of what the peer did (``violation``: it broke the rule ``text``); it is told so."""
         if self._state is not State.SEVERED:
-            self.sever(code, text)
+            self.sever(code, text, at_once=True)
             self.severed_by = PathSevered(code, text, self.name)
 
     def lose(self, code: str = "lost", text: str = "the other end is gone") -> None:
@@ -290,14 +293,14 @@ class Session(Outbox):
         return action(self, frame) if action is not None else frame
 
     def _receive_unusual(self, frame: Frame) -> Frame | None:
+        if frame[0] == Kind.SEEN and self.link.binding is Binding.BOUND:
+            self.link.on_seen(frame[1])  # also after our SEVER: what goes before it may wait for this
+            return None
         if self._state is State.SEVERED:
             return None  # it crossed our SEVER
         if frame[0] == Kind.HELLO:
             self._on_hello(frame)
             return frame
-        if frame[0] == Kind.SEEN and self.link.binding is Binding.BOUND:
-            self.link.on_seen(frame[1])
-            return None
         raise ProtocolViolation(f"{Kind(frame[0]).name} is not allowed while the path is {self._state.value}")
 
     def _on_message(self, frame: Frame) -> Frame:
