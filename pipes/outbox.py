@@ -1,5 +1,6 @@
 """The messages of one end until they have ended: what a session sends, keeps, and sends again to a successor."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
@@ -15,6 +16,9 @@ Store = Callable[[Frame], Slot]
 # A body of this size is not packed to find out that it is too large for a packet.
 _LARGE: Final = wire.MAX_PACKET - 256
 _BINARY: Final = frozenset({bytes, bytearray, memoryview})
+
+
+_NOTHING: Final[OrderedDict[int, None]] = OrderedDict()  # stays empty
 
 
 class Outbox:
@@ -46,7 +50,7 @@ class Outbox:
         self._sends: dict[int, Data] = {}  # not ended, and what to send again if there may be a successor
         self._calls: dict[int, Data] = {}
         self._withdrawn: dict[int, None] = {}  # calls that were purged and have not ended
-        self._again: dict[int, None] = {}  # those that wait to be sent to a successor, in order
+        self._again = _NOTHING  # those that wait to be sent to a successor, in order
         self._again_out = [0, 0]  # highest numbers that were written, by lane
         self._lowest = 0
         self._state = State.OPENING
@@ -202,6 +206,8 @@ class Outbox:
         _, first, last = frame
         sends = self._sends
         had = len(sends)
+        if last in self._again:
+            raise ProtocolViolation(f"ACK for messages {first} to {last}, which were not all sent")
         for ident in within(sends, first, last):
             if ident not in self._again:
                 _drop(sends.pop(ident))
@@ -238,7 +244,7 @@ class Outbox:
         self._withdrawn.clear()
         ours = [*self._sends, *self._calls]
         # In each lane the order of old; those of the fast lane first.
-        self._again = dict.fromkeys(
+        self._again = OrderedDict.fromkeys(
             [*sorted((i for i in ours if i < 0), reverse=True), *sorted(i for i in ours if i > 0)]
         )
         self._feed()
@@ -247,8 +253,7 @@ class Outbox:
         """Send again what a successor has room for."""
         again = self._again
         while again and not self.held and len(self._sends) + len(self._calls) - len(again) < self.peer_limit:
-            ident = next(iter(again))
-            del again[ident]
+            ident, _ = again.popitem(last=False)
             frame = self._sends.get(ident) or self._calls[ident]
             if not isinstance(frame, bytes):
                 frame.hold()

@@ -199,9 +199,9 @@ class Pump:
             elif self._written is not None:
                 self._written.unpark_all()
             link = session.link
-            # A byte stream has bounds of its own.
-            stuck = (self._congested or link.held_back) and session.state is State.OPEN
-            if stuck and link.backlog > wire.most_unread(session.limit):
+            if (self._congested or link.held_back) and link.backlog > wire.most_unread(
+                session.limit, stream=session.state is not State.OPEN
+            ):
                 self._give_up("violation", "it asks, and does not read what is answered")
         return len(frames)
 

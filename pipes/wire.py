@@ -169,13 +169,13 @@ _INTEGERS: Final = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
 _PLAIN: Final = frozenset({type(None), bool, int, float, str, bytes, memoryview})
 
 
-def most_unread(limit: int) -> int:
+def most_unread(limit: int, *, stream: bool = False) -> int:
     """How many frames may wait for an end that reads nothing and keeps to the limit: one that has more does not.
 
     Messages of this end and the withdrawals of them, answers and acknowledgements for those of the other: ``limit`` of
-    each, and some frames about the path itself.
+    each, and some frames about the path itself. In a byte stream each byte may be a frame.
     """
-    return 4 * limit + 64
+    return 4 * limit + 64 + (STREAM_WINDOW if stream else 0)
 
 
 def descriptors_of(frame: Frame) -> int:

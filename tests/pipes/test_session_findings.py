@@ -1,5 +1,6 @@
 """What a review of sessions, the wire and transports has found, and stays found: hostile frames without a path."""
 
+import os
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from typing import Any, Final
 import pytest
 from tests.pipes.ends import NEXT, ONE, OTHER, hello, opened, said
 
-from retinue.pipes import ProtocolViolation, wire
+from retinue.pipes import ProtocolViolation, link, wire
 from retinue.pipes.message import close_all
 from retinue.pipes.session import Session
 from retinue.pipes.states import State
@@ -47,6 +48,7 @@ def test_many_nested_frames_cost_little_more_than_plain_ones() -> None:
     nested = shortest(lambda: decode(NESTED * count))
     plain = shortest(lambda: decode(PLAIN * count))
     assert nested < GENEROUS * plain
+    assert nested < LINEAR * shortest(lambda: decode(NESTED * (count // 4)))
 
 
 def test_depth_is_found_in_any_frame_of_a_packet() -> None:
@@ -114,16 +116,32 @@ def waiting_for_successor(count: int) -> Session:
 
 
 def test_acknowledgement_while_many_wait_for_a_successor_is_not_quadratic() -> None:
-    """Whether a message waits is not searched in all that do."""
+    """Neither when it names those that wait, nor when they are taken one by one."""
+    with pytest.raises(ProtocolViolation, match="not all sent"):
+        waiting_for_successor(5).receive([Kind.ACK, 1, 5])
 
     def cost(count: int) -> float:
         ends = [waiting_for_successor(count) for _ in range(3)]
         taken = iter(ends)
-        spent = shortest(lambda: next(taken).receive([Kind.ACK, 1, count]))
-        assert all(end.outstanding == (count - 1, 0) for end in ends)
+
+        def one_by_one() -> None:
+            end = next(taken)
+            for ident in range(1, count + 1):
+                end.receive([Kind.ACK, ident, ident])
+                said(end)
+
+        spent = shortest(one_by_one)
+        assert all(end.outstanding == (0, 0) for end in ends)
         return spent
 
     assert cost(12_000) < LINEAR * cost(3_000)
+
+
+def test_acknowledgement_beyond_all_numbers_ends_nothing_that_waits() -> None:
+    """It names what was sent, and more: only what was sent ends."""
+    end = waiting_for_successor(5)
+    end.receive([Kind.ACK, 1, 60_000])
+    assert end.outstanding == (4, 0)
 
 
 def test_lost_descriptor_while_many_wait_for_a_successor_is_not_quadratic() -> None:
@@ -201,6 +219,21 @@ def test_packet_that_was_refused_cannot_have_been_seen(keeps: bool) -> None:
         end.receive([Kind.SEEN, 3])
     end.link.unsent = 0
     end.receive([Kind.SEEN, 3])
+
+
+def test_frames_with_descriptors_that_go_again_are_counted_once() -> None:
+    """As many as may be unseen were written when the descriptor was lost: on the next they all go again."""
+    end, _ = opened(limit=64, peer_limit=64, keeps=True)
+    for _ in range(link.MOST_CARRYING + 1):
+        end.send(None, (os.open(os.devnull, os.O_RDONLY),))
+    for token in (OTHER, OTHER, NEXT):
+        assert len([frame for frame in said(end) if frame[0] == Kind.SEND]) == link.MOST_CARRYING
+        assert end.link.held_back
+        end.unbind()
+        end.bind()
+        end.receive([Kind.HELLO, wire.VERSION, 64, token, ONE if token == OTHER else 0, 0, 0, 0, 0])
+    assert len([frame for frame in said(end) if frame[0] == Kind.SEND]) == link.MOST_CARRYING
+    end.end()
 
 
 # -- a process without room for descriptors ----------------------------------------------------------------------------

@@ -32,6 +32,7 @@ class Shelf:
 
     def __init__(self) -> None:
         self.slots: list[ShelfSlot] = []
+        self.closed = False  # nothing is written any more, and what is on its way stays as it was
 
     def store(self, frame: Frame) -> "ShelfSlot":
         slot = ShelfSlot(len(self.slots), frame)
@@ -40,7 +41,7 @@ class Shelf:
 
     def fetch(self, descriptor: int) -> Frame:
         slot = self.slots[descriptor]
-        assert not slot.released, "its contents may have been written over"
+        assert self.closed or not slot.released, "its contents may have been written over"
         return slot.frame
 
     @property
@@ -309,6 +310,7 @@ class Conversation(RuleBasedStateMachine):
         end = self.ends[at]
         self.look()
         self.write(at)
+        end.shelf.closed = True
         end.session.end()
         if end.pair is not None:
             end.pair.closed = True
