@@ -66,8 +66,10 @@ class _Buffer(threading.local):
         # One byte more than allowed shows a packet that is too large.
         self.view = memoryview(bytearray(wire.MAX_PACKET + 1))
         # glibc gives the end of its heap back above 128 KiB, and would take a page fault for each page of each large
-        # message; a larger block that was freed teaches it twice that size (mallopt(3), M_MMAP_THRESHOLD).
-        bytearray(1 << 20)
+        # message. A block that was freed teaches it twice its size, 64 MiB at most (mallopt(3), M_MMAP_THRESHOLD); it
+        # would learn from the messages themselves, but less. The zeros are never written, so no page is taken here.
+        with contextlib.suppress(MemoryError):
+            bytes((32 << 20) - (1 << 16))
         self.ancillary = socket.CMSG_SPACE(wire.MAX_DESCRIPTORS * array.array("i").itemsize)
 
 
