@@ -18,6 +18,7 @@ from typing import Any, Final
 import attrs
 import pytest
 import trio
+from tests.leaks import count_of
 from tests.systems import LIMIT, Bench
 
 from retinue.cp.circuit import MAX_TAKEN
@@ -207,7 +208,7 @@ class Scene:
 
 def state(pid: int) -> State:
     status = dict(line.split(":\t", 1) for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines())
-    return State(int(status["VmRSS"].split()[0]) / 1024, len(os.listdir(f"/proc/{pid}/fd")))
+    return State(int(status["VmRSS"].split()[0]) / 1024, count_of(pid))
 
 
 def on_scene(bench: Bench, what: Callable[[Scene], Awaitable[None]]) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import trio
+from tests.leaks import count_of
 from tests.systems import LIMIT, Bench, read_until, wait_for
 
 from retinue.cp.cli import errors
@@ -197,7 +198,7 @@ def finish(process: "subprocess.Popen[str]") -> tuple[list[str], str]:
 
 
 def cp_descriptors(bench: Bench) -> int:
-    return len(os.listdir(f"/proc/{bench.cp_pid()}/fd"))
+    return count_of(bench.cp_pid())
 
 
 def converse(bench: Bench, what: Callable[[Path], Any]) -> Any:
