@@ -5,6 +5,7 @@ import mimetypes
 import os
 import pkgutil
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from retinue.cp.host.errors import PreloadFailed
 from retinue.cp.host.process import resolve
@@ -52,8 +53,13 @@ def warm_up(house: Sequence[str], preload: Sequence[str], boot_entry: str) -> Ca
     return boot
 
 
+# Modules of ours that are for developers, and may need what is not installed here.
+_NOT_TO_RUN: Final = frozenset({"testing", "diagram"})
+
+
 def _import_whole(name: str) -> None:
     module = importlib.import_module(name)
     if name.startswith("retinue."):
         for found in pkgutil.walk_packages(module.__path__, name + "."):
-            importlib.import_module(found.name)
+            if found.name.rpartition(".")[2] not in _NOT_TO_RUN:
+                importlib.import_module(found.name)
