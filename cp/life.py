@@ -234,9 +234,6 @@ class Life:
                 await self._ask("start")
                 await self.wait_for(lambda state: state is not State.STARTING)
             except Rejected as exc:
-                if exc.code == "expired":
-                    limit.cancel()
-                    await trio.lowlevel.checkpoint()
                 self._not_loaded(exc)
             except PathError:
                 return  # it died; its exit will say of what

@@ -9,7 +9,7 @@ import attrs
 import trio
 
 from retinue.cp.syslog import ERROR, Syslog
-from retinue.pipes import Path, PathSevered
+from retinue.pipes import Path
 
 # Seconds between two records about offences of one kind.
 PAUSE: Final = 1.0
@@ -45,11 +45,9 @@ class Offences:
 
     def tell_violation(self, machine: str, path: Path) -> None:
         """Tell of a path that has ended, if it has because the machine at its other end broke the protocol."""
-        why = path.severed
-        # What a machine says of the control program is no reason to say it of the machine.
-        if isinstance(why, PathSevered) and why.code == "violation" and path.session.ended_here:
-            text = f"the path {path.name} was severed: {machine} broke the protocol: {why.text}"
-            self.tell(machine, path.name, text, rule=why.text)
+        if (rule := path.broken_rule) is not None:
+            text = f"the path {path.name} was severed: {machine} broke the protocol: {rule}"
+            self.tell(machine, path.name, text, rule=rule)
 
     async def _tell_more(self, machine: str, kind: str, known: _Kind) -> None:
         try:

@@ -92,6 +92,17 @@ class Path(Sender):
         """Why the path has ended, or None while it has not."""
         return self.session.severed_by
 
+    @property
+    def broken_rule(self) -> str | None:
+        """The rule that the peer broke, if this end has found that and ended the path.
+
+        What the peer says of this end is no reason to say it of the peer.
+        """
+        why = self.severed
+        if isinstance(why, PathSevered) and why.code == "violation" and self.session.ended_here:
+            return why.text
+        return None
+
     async def wait_severed(self) -> None:
         """Until the path has ended, whoever ended it."""
         if self._severed is None:

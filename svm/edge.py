@@ -7,7 +7,7 @@ from typing import Any, Final
 import attrs
 import trio
 
-from retinue.pipes import Meter, Overflow, Path, PathSevered
+from retinue.pipes import Meter, Overflow, Path
 
 # Seconds between two records about messages that are dropped, and about paths on which the protocol was broken.
 DROPS_PAUSE: Final = 1.0
@@ -92,10 +92,8 @@ class Edge:
         finally:
             self._paths.discard(path)
             self._ended.add(path.meter)
-            why = path.severed
-            # What the peer says of this end is no reason to say it of the peer.
-            if isinstance(why, PathSevered) and why.code == "violation" and path.session.ended_here:
-                self._latest = path.name, path.peer or self.to or "its peer", why.text
+            if (rule := path.broken_rule) is not None:
+                self._latest = path.name, path.peer or self.to or "its peer", rule
                 self._violations.happen(nursery, VIOLATIONS_PAUSE)
 
     def drop(self, nursery: trio.Nursery) -> None:

@@ -107,16 +107,12 @@ class Machine(Generic[C]):
         """
         if edge not in self._uses:
             raise EdgeNotDeclared(self.name, edge, self.edges)
-        while True:
-            try:
-                reply = await self._control.call_reply(["connect", {"edge": edge, "wait": wait}])
-                break
-            except Rejected as exc:
-                if exc.code == "denied":
-                    raise
-                if exc.code != "expired":
-                    raise ConnectRefused(edge, exc.code, exc.text) from None
-                # The control program's clock was a moment ahead: the caller's own deadline is what ends this.
+        try:
+            reply = await self._control.call_reply(["connect", {"edge": edge, "wait": wait}])
+        except Rejected as exc:
+            if exc.code == "denied":
+                raise
+            raise ConnectRefused(edge, exc.code, exc.text) from None
         (descriptor,) = reply.descriptors
         used = self._uses[edge]
         return await self._open(descriptor, reply.body["path"], used, name=edge, limit=used.limit)
