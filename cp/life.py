@@ -166,9 +166,10 @@ class Life:
         control_ours, control_theirs = socket_pair()
         log_ours, log_theirs = socket_pair()
         try:
+            self._cp.disks.empty(self.entry)
             with control_theirs, log_theirs:
                 born = await self._cp.host.spawn(self._birth(), (control_theirs.fileno(), log_theirs.fileno()))
-        except SpawnFailed as exc:
+        except (SpawnFailed, OSError) as exc:
             control_ours.close()
             log_ours.close()
             return Death(str(exc), asked=False, failed=True)
@@ -210,13 +211,20 @@ class Life:
         return self._judge()
 
     def _birth(self) -> Birth:
+        held = self._cp.disks.held(self.entry)
         return Birth(
             machine=self.name,
             generation=self.generation,
             network=self.entry.network,
             storage=self.entry.storage,
-            disks=tuple(self._cp.disk_folder(self.name, disk) for disk in self.entry.disks),
+            disks=held.writable,
             code=code_folders(self._cp.topology, self.entry),
+            kind=self.entry.kind,
+            uid=self._cp.users.get(self.name, -1),
+            links=held.readable,
+            temporary=held.temporary,
+            share=self.entry.share,
+            cpu=self.entry.cpu,
         )
 
     async def _bring_up(self) -> None:
@@ -249,7 +257,7 @@ class Life:
             "edges": {
                 edge.name: {"limit": edge.limit, "overflow": edge.overflow, "to": edge.to} for edge in self.entry.uses
             },
-            "disks": {disk: self._cp.disk_folder(self.name, disk) for disk in self.entry.disks},
+            "disks": self._cp.disks.table(self.entry),
         }
 
     def _not_loaded(self, refusal: Rejected) -> None:

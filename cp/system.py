@@ -11,6 +11,7 @@ from typing import Any, Final
 import trio
 
 from retinue.cp import directory
+from retinue.cp.disks import Disks
 from retinue.cp.errors import ConfigRejected, Misfit, StartFailed
 from retinue.cp.host.interface import Host, SavedSystemDied, Terminate
 from retinue.cp.life import GRACE, Life
@@ -20,6 +21,7 @@ from retinue.cp.operator_socket import StrangePeer, check_peer
 from retinue.cp.states import FINAL, State
 from retinue.cp.switchboard import Switchboard
 from retinue.cp.syslog import CRITICAL, ERROR, INFO, NOTICE, WARNING, Syslog, checked_records
+from retinue.cp.users import own_users
 from retinue.pipes import Path, PathError, SocketTransport, wire
 
 EXIT_FAILED: Final = 1
@@ -50,7 +52,8 @@ class ControlProgram:
         self.switchboard = Switchboard(
             dict(self.lives), {"*CP": self._serve_star(LOOK), "*LOG": self._serve_star(READ)}, nursery
         )
-        self._state_folder = state_folder
+        self.disks = Disks(state_folder, {entry.name: entry for entry in topology.machines})
+        self.users: dict[str, int] = {}
         self._since = time.time()
         self._nursery = nursery
         self._failed: list[tuple[Life, str]] = []
@@ -67,7 +70,8 @@ class ControlProgram:
             if layer.system == "sealed" and not layer.present:
                 self.syslog.write(WARNING, f"the seal of {layer.system} machines lacks {layer.layer}: {layer.why}")
         try:
-            self._make_disks()
+            self.users = self._give_users()
+            self.disks.make(self.users)
         except OSError as exc:
             cure = "make room there, or choose a place with --state DIR"
             text = f"the disk {exc.filename} cannot be made: {exc.strerror} ({cure})"
@@ -139,14 +143,12 @@ class ControlProgram:
 
     # -- start ---------------------------------------------------------------------------------------------------------
 
-    def _make_disks(self) -> None:
-        for life in self.lives.values():
-            for disk in life.entry.disks:
-                pathlib.Path(self.disk_folder(life.name, disk)).mkdir(mode=0o700, parents=True, exist_ok=True)
-
-    def disk_folder(self, machine: str, disk: str) -> str:
-        """The folder of a machine's disk."""
-        return str(self._state_folder / "disks" / machine / disk)
+    def _give_users(self) -> dict[str, int]:
+        """The user of each machine that gets one for itself from the host."""
+        able = {layer.system for layer in self.host.seal_report() if layer.layer == "own-uid" and layer.present}
+        users = own_users(self.topology) if able else {}
+        systems = {entry.name: "network" if entry.network else "sealed" for entry in self.topology.machines}
+        return {name: user for name, user in users.items() if systems[name] in able}
 
     async def turn_of(self, life: Life) -> None:
         """Until a loaded machine may run: at the first start every program is loaded; always its servers are there."""

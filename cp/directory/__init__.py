@@ -5,8 +5,12 @@ from retinue.cp.directory.errors import DirectoryError as DirectoryError
 from retinue.cp.directory.errors import DirectoryErrors as DirectoryErrors
 from retinue.cp.directory.load import load as load
 from retinue.cp.directory.model import Directory as Directory
+from retinue.cp.directory.model import Disk as Disk
 from retinue.cp.directory.model import Edge as Edge
+from retinue.cp.directory.model import LinkedDisk as LinkedDisk
 from retinue.cp.directory.model import MachineEntry as MachineEntry
+from retinue.cp.directory.model import Secret as Secret
+from retinue.cp.directory.model import SocketEntry as SocketEntry
 from retinue.cp.directory.model import System as System
 from retinue.cp.directory.order import start_order as start_order
 from retinue.cp.directory.positions import Positions as Positions

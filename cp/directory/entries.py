@@ -19,6 +19,7 @@ from retinue.cp.directory.model import (
     STORAGE_DEFAULT,
     STORAGE_MAXIMUM,
     STORAGE_MINIMUM,
+    Disk,
     Edge,
     Kind,
     MachineEntry,
@@ -257,7 +258,7 @@ def _word(table: Table, key: str, words: tuple[str, ...]) -> str | None:
     return None
 
 
-def _disks(table: Table) -> tuple[str, ...]:
+def _disks(table: Table) -> tuple[Disk, ...]:
     disks = table.table("disks", None, "a table of disks, as in disks.data = {}")
     if disks is None:
         return ()
@@ -267,7 +268,7 @@ def _disks(table: Table) -> tuple[str, ...]:
             disks.wrong(name, message, _lower_case(name))
         if content := disks.value(name, dict, "an empty table, as in disks.data = {}"):
             Table(table.mistakes, (*disks.path, name), content, (), f"write disks.{name} = {{}}")
-    return tuple(disks.values)
+    return tuple(map(Disk, disks.values))
 
 
 def _config(table: Table) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def as_json(directory: Directory) -> dict[str, Any]:
                 "storage": machine.storage,
                 "restart": machine.restart,
                 "pause": machine.pause,
-                "disks": list(machine.disks),
+                "disks": [disk.name for disk in machine.disks],
             }
             for machine in directory.machines
         ],

@@ -10,10 +10,13 @@ from attrs import field, frozen
 
 from retinue.cp.directory.positions import Positions
 
-Kind = Literal["program", "asgi"]
+Kind = Literal["program", "asgi", "wsgi", "exec"]
 Restart = Literal["always", "on-failure", "never"]
 OnRestart = Literal["keep", "reconnect", "restart"]
 Overflow = Literal["block", "drop-oldest", "drop-newest", "sever"]
+SealLevel = Literal["full", "strong", "basic"]
+Mode = Literal["ro", "rw"]
+Side = Literal["listen", "connect"]
 
 #: The services that the control program itself answers for. A machine reaches them by an edge, like any other.
 STAR_SERVICES = ("*CP", "*LOG")
@@ -40,6 +43,17 @@ STORAGE_MINIMUM = 32 * 1024**2
 #: What an x86-64 process can address at all (47 bits); a larger figure is a slip of the pen.
 STORAGE_MAXIMUM = 128 * 1024**4
 
+#: Relative to others; what a machine has that says nothing.
+SHARE_DEFAULT = 100
+SHARE_MAXIMUM = 10_000
+#: Requests at a time; each is a thread with a stack of a MiB.
+THREADS_DEFAULT = 8
+THREADS_MAXIMUM = 256
+#: Percent of one processor: 64 whole ones, as many as anybody gives to one machine.
+CPU_MAXIMUM = 6400
+#: Bytes of one secret: it travels in a message of the control path.
+SECRET_MAXIMUM = 64 * 1024
+
 
 @frozen
 class Edge:
@@ -65,11 +79,59 @@ class Edge:
 
 
 @frozen
+class Disk:
+    """A disk of a machine's own.
+
+    ``size`` is in bytes, None for one without a bound. A ``temporary`` disk has a size and is empty at each start.
+    ``linked_by`` names the machines that may link to it, each with the most that it may do.
+    """
+
+    name: str
+    size: int | None = None
+    temporary: bool = False
+    linked_by: tuple[tuple[str, Mode], ...] = ()
+
+
+@frozen
+class LinkedDisk:
+    """A disk of another ``machine`` that this one may read, or read and write. ``name`` is what it calls it."""
+
+    name: str
+    machine: str
+    disk: str
+    mode: Mode = "ro"
+
+
+@frozen
+class SocketEntry:
+    """A UNIX socket in the root of an ``exec`` machine.
+
+    ``listen``: the program listens there, and each path to the machine becomes a connection to it. ``connect``: each
+    connection of the program becomes a path along the edge ``name``.
+    """
+
+    name: str
+    side: Side
+
+
+@frozen
+class Secret:
+    """A value that one machine is told: the contents of a ``file`` or of a ``variable`` of the starting environment."""
+
+    name: str
+    file: str | None = None
+    variable: str | None = None
+
+
+@frozen
 class MachineEntry:
     """One machine as the topology file declares it.
 
-    ``program`` is a dotted module name, or ``module:attribute`` for the kind ``asgi``. ``storage`` is in bytes.
-    ``pause`` is the longest pause before a restart, in seconds; 0 means none at all.
+    ``program`` is a dotted module name, or ``module:attribute`` for the kinds ``asgi`` and ``wsgi``, or the first word
+    of ``command`` for the kind ``exec``. ``storage`` is in bytes. ``pause`` is the longest pause before a restart, in
+    seconds; 0 means none at all. ``share`` is the machine's share of the processors relative to others, ``cpu`` how
+    many of them it may use at most (0.3 is 30 percent of one; 0 means all). ``threads`` is how many requests a
+    ``wsgi`` application handles at a time.
     ``config`` holds plain TOML values (str, int of 64 bits, float, bool, list, dict) and belongs to the program.
     """
 
@@ -81,8 +143,15 @@ class MachineEntry:
     restart: Restart = "always"
     pause: float = PAUSE_DEFAULT
     uses: tuple[Edge, ...] = ()
-    disks: tuple[str, ...] = ()
+    disks: tuple[Disk, ...] = ()
     config: dict[str, Any] = field(factory=dict, hash=False)
+    command: tuple[str, ...] = ()
+    sockets: tuple[SocketEntry, ...] = ()
+    threads: int = THREADS_DEFAULT
+    links: tuple[LinkedDisk, ...] = ()
+    share: int = SHARE_DEFAULT
+    cpu: float = 0.0
+    secrets: tuple[Secret, ...] = ()
 
     @property
     def module(self) -> str:
@@ -101,13 +170,14 @@ class System:
 
     ``syslog`` is the name of the machine that keeps the records of ``*LOG``, if there is one. ``preload`` are modules
     that are imported once, before any machine starts, and shared by all machines. ``secret`` are the keys whose values
-    a tap does not show.
+    a tap does not show. ``seal`` is the least that is accepted.
     """
 
     name: str
     syslog: str | None = None
     preload: tuple[str, ...] = ()
     secret: tuple[str, ...] = ()
+    seal: SealLevel = "strong"
 
 
 @frozen

@@ -23,6 +23,24 @@ class Birth:
     """Absolute folders it may read and write."""
     code: tuple[str, ...]
     """Absolute folders with its program, first on its sys.path, read-only; of these only modules and packages."""
+    kind: str = "program"
+    """``program``, ``asgi``, ``wsgi`` or ``exec``: only the last may make processes."""
+    uid: int = -1
+    """The user and group it has for itself, where the host gives each machine one; -1 where it does not."""
+    links: tuple[str, ...] = ()
+    """Absolute folders it may read."""
+    temporary: tuple[tuple[str, int], ...] = ()
+    """Absolute folders that are empty at its start, and the bytes each may hold."""
+    run: str = ""
+    """Absolute folder for its UNIX sockets on a host where it has no root of its own; else they lie in ``/run``."""
+    executable: str = ""
+    """Absolute path of the program of an ``exec`` machine."""
+    file_size: int = 0
+    """Bytes one file of it may have; 0 for as many as its storage."""
+    share: int = 100
+    """Its share of the processors, relative to other machines."""
+    cpu: float = 0.0
+    """Processors it may use at most; 0 for all."""
 
 
 @attrs.frozen
@@ -50,6 +68,10 @@ class Exit:
     """Largest resident size; at the least that of the saved system it was forked from."""
     ended: str | None
     """What stopped its boot before the program began, if something did."""
+    out_of_storage: bool = False
+    """The host has killed it because it had used up its storage."""
+    peak_storage: int = 0
+    """Bytes of real storage it has had at most, of every kind; 0 where the host does not count them."""
 
 
 @attrs.frozen

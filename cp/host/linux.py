@@ -163,7 +163,7 @@ class LinuxHost:
                 spawn.error = SpawnFailed(machine, "saved system", 0, died.text)
                 spawn.answered.set()
         elif event == "exit":
-            self._exits.send_nowait(Exit(**{name: message[name] for name in _EXIT_FIELDS}))
+            self._exits.send_nowait(Exit(**{name: message[name] for name in _EXIT_FIELDS if name in message}))
         else:
             self._answered(event, message)
 

@@ -6,7 +6,7 @@ import pathlib
 import attrs
 import pytest
 
-from retinue.cp.directory import Directory, DirectoryErrors, Edge, MachineEntry, System, load
+from retinue.cp.directory import Directory, DirectoryErrors, Disk, Edge, MachineEntry, System, load
 
 GOOD = pathlib.Path(__file__).parents[2] / "topologies" / "good"
 SMALLEST = '[system]\nname = "A"\n[machines.A]\nprogram = "worker"\n'
@@ -60,15 +60,15 @@ def test_load_returns_what_the_file_says() -> None:
                 storage=32 * 1024**2,
                 restart="never",
                 uses=(Edge("again", "WINDOW", lazy=True, on_restart="reconnect", overflow="sever"),),
-                disks=("ledger", "drafts_2"),
+                disks=(Disk("ledger"), Disk("drafts_2")),
             ),
-            MachineEntry("RECORDS", "program", "desk", disks=("a",)),
+            MachineEntry("RECORDS", "program", "desk", disks=(Disk("a"),)),
         ),
     )
     assert directory == expected
     assert directory.line("machines", "DESK", "storage") == 27
     assert directory.line("machines", "DESK", "network") == 25
-    assert directory.machine("DESK").disks == ("ledger", "drafts_2")
+    assert directory.machine("DESK").disks == (Disk("ledger"), Disk("drafts_2"))
     with pytest.raises(KeyError):
         directory.machine("DSK")
 
@@ -96,7 +96,7 @@ def test_load_does_not_mind_how_tables_are_written() -> None:
     desk, window = directory.machines
     assert (desk.name, desk.module, desk.attribute) == ("DESK", "desk", "main")
     assert desk.uses == (Edge("window", "WINDOW", lazy=True),)
-    assert (desk.disks, desk.config) == (("ledger",), {"depth": 3})
+    assert (desk.disks, desk.config) == ((Disk("ledger"),), {"depth": 3})
     assert (window.module, window.attribute) == ("window", "application")
     assert window.uses == (Edge("desk", "DESK"), Edge("other", "DESK"))
 

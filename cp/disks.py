@@ -1,0 +1,72 @@
+"""The disks of a system: folders of the host, each machine's own, and what others may see of them."""
+
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from retinue.cp.directory import MachineEntry
+
+
+class Held(NamedTuple):
+    """What the seal must know of a machine's disks: absolute folders."""
+
+    writable: tuple[str, ...]
+    readable: tuple[str, ...]
+    temporary: tuple[tuple[str, int], ...]
+    """With the bytes that each may hold."""
+
+
+class Disks:
+    """Folders below the state folder."""
+
+    def __init__(self, state: pathlib.Path, machines: Mapping[str, MachineEntry]) -> None:
+        self._folder = state / "disks"
+        self._machines = machines
+
+    def folder(self, machine: str, disk: str) -> str:
+        """The folder of a machine's own disk."""
+        return str(self._folder / machine / disk)
+
+    def table(self, machine: MachineEntry) -> dict[str, str]:
+        """Every disk and link that the machine has, by its local name."""
+        own = {disk.name: self.folder(machine.name, disk.name) for disk in machine.disks}
+        return own | {link.name: self.folder(link.machine, link.disk) for link in machine.links}
+
+    def held(self, machine: MachineEntry) -> Held:
+        """The same by what may be done with them."""
+        kept = [self.folder(machine.name, disk.name) for disk in machine.disks if not disk.temporary]
+        linked = [self.folder(link.machine, link.disk) for link in machine.links if link.mode == "rw"]
+        readable = [self.folder(link.machine, link.disk) for link in machine.links if link.mode == "ro"]
+        temporary = [(self.folder(machine.name, disk.name), disk.size or 0) for disk in machine.disks if disk.temporary]
+        return Held((*kept, *linked), tuple(readable), tuple(temporary))
+
+    def make(self, users: Mapping[str, int]) -> None:
+        """Make every folder, and give it with all in it to the machine's user, if ``users`` has one. OSError."""
+        for machine in self._machines.values():
+            for disk in machine.disks:
+                folder = pathlib.Path(self.folder(machine.name, disk.name))
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if machine.name in users:
+                    _give(folder, users[machine.name])
+
+    def empty(self, machine: MachineEntry) -> None:
+        """Remove what an earlier generation has left on the temporary disks. OSError."""
+        for disk in machine.disks:
+            if disk.temporary:
+                for entry in os.scandir(self.folder(machine.name, disk.name)):
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path)
+                    else:
+                        os.unlink(entry.path)
+
+
+def _give(folder: pathlib.Path, user: int) -> None:
+    """Make a folder and all in it somebody's, unless it is: then everything in it has been made by that user."""
+    if folder.stat().st_uid == user:
+        return
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            os.chown(os.path.join(parent, name), user, user, follow_symlinks=False)
+    os.chown(folder, user, user)

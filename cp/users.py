@@ -1,0 +1,40 @@
+"""Which user of the host each machine is, where the host can give each one of its own (it then runs as root)."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Final
+
+from retinue.cp.directory import Directory, MachineEntry
+
+# Numbers that no account has: systemd.io/UIDS-GIDS lists 1879048192 to 2147483647 as unused.
+FIRST: Final = 1_879_048_192
+COUNT: Final = 1 << 28
+
+
+def own_users(topology: Directory) -> dict[str, int]:
+    """A user number for each machine: the same at every start, for the disks belong to it.
+
+    Machines that share a disk by a link share the user too, or neither could read what the other has written.
+    """
+    users: dict[str, int] = {}
+    taken: set[int] = set()
+    for group in _groups(topology.machines):
+        seed = f"{topology.system.name}/{group[0]}".encode()
+        number = int.from_bytes(hashlib.sha256(seed).digest()[:8], "big") % COUNT
+        while number in taken:
+            number = (number + 1) % COUNT
+        taken.add(number)
+        users |= dict.fromkeys(group, FIRST + number)
+    return users
+
+
+def _groups(machines: Sequence[MachineEntry]) -> list[list[str]]:
+    """Machines that are joined by links, directly or through others; those with the names first in order first."""
+    group_of = {machine.name: [machine.name] for machine in machines}
+    for machine in machines:
+        for link in machine.links:
+            mine, theirs = group_of[machine.name], group_of[link.machine]
+            if mine is not theirs:
+                mine += theirs
+                group_of |= dict.fromkeys(theirs, mine)
+    return sorted({id(group): sorted(group) for group in group_of.values()}.values())
