@@ -15,6 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, ParamSpec, TypeVar
 
+import msgpack
 import pytest
 import trio
 import trio.testing
@@ -26,6 +27,7 @@ from tests.wire_client import (
     CREDIT,
     DATA,
     EOF,
+    PURGE,
     REJECT,
     REPLY,
     SEND,
@@ -35,6 +37,7 @@ from tests.wire_client import (
     Severed,
     Unbound,
 )
+from tests.wire_client_more import FullClient
 
 from retinue.pipes import Message, Path, PathSevered, Rejected, SocketTransport, Transport
 from retinue.pipes.states import State
@@ -125,15 +128,19 @@ def _no_descriptor_is_left() -> Any:
 
 def test_client_imports_nothing_of_ours() -> None:
     """It could be carried to another house: the standard library and MessagePack."""
-    source = pathlib.Path(__file__).with_name("wire_client.py").read_text()
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names.add(f"{node.module}")
-    plain = {"array", "collections", "collections.abc", "contextlib", "fcntl", "os", "secrets", "socket", "typing"}
-    assert names == plain | {"msgpack"}
+
+    def imported(file: str) -> set[str]:
+        names = set()
+        for node in ast.walk(ast.parse(pathlib.Path(__file__).with_name(file).read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add(f"{node.module}")
+        return names
+
+    plain = {"contextlib", "fcntl", "io", "os", "socket", "typing"}
+    assert imported("wire_client.py") == plain | {"msgpack"}
+    assert imported("wire_client_more.py") == {"typing", "tests.wire_client"}
 
 
 # -- messages ---------------------------------------------------------------------------------------------------------
@@ -225,7 +232,8 @@ async def test_limit_is_the_smaller_of_the_two() -> None:
 
 async def test_priority_messages_have_their_own_numbers_and_overtake() -> None:
     """What waits in the path's inbox is overtaken, an earlier priority message is not."""
-    async with connected() as (path, client, _):
+    client = FullClient()
+    async with connected(client=client) as (path, _, _):
         sent = [client.submit(CALL, body, priority=body < 0) for body in (1, 2, -1, -2, 3)]
         assert sent == [1, 2, -1, -2, 3]
         client.submit(CALL, "last")
@@ -272,7 +280,7 @@ async def test_withdrawn_calls_still_end() -> None:
         async with serving(path, linger):
             ident = client.submit(CALL, "linger")
             await trio.testing.wait_all_tasks_blocked()
-            client.withdraw(ident)
+            client.say(PURGE, ident)
             await cancelled.wait()
             assert (await thread(client.end_of, ident))[0][:3] == [REJECT, ident, "purged"]
         assert path.meter.outstanding == 0
@@ -280,7 +288,8 @@ async def test_withdrawn_calls_still_end() -> None:
 
 async def test_deadline_travels_as_what_is_left() -> None:
     """Milliseconds from our scopes, and trio's time from the client's milliseconds."""
-    async with connected() as (path, client, _):
+    client = FullClient()
+    async with connected(client=client) as (path, _, _):
         async with trio.open_nursery() as nursery:
 
             async def call() -> None:
@@ -311,7 +320,8 @@ async def test_deadline_travels_as_what_is_left() -> None:
 
 async def test_quiesced_end_gets_no_messages_and_loses_none() -> None:
     """Either end may ask; the confirmation comes behind the last message."""
-    async with connected() as (path, client, _):
+    client = FullClient()
+    async with connected(client=client) as (path, _, _):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(thread, client.pump)
             await path.quiesce()
@@ -364,7 +374,7 @@ async def test_descriptors_travel_both_ways() -> None:
             message = client.next()
             os.write(message.descriptors[0], b"again")
             os.close(message.descriptors[0])
-            client.say(REPLY, message.id, "here", descriptors=(reader,))
+            client.say(REPLY, message.id, "here", 1, descriptors=(reader,))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(thread, answer)
@@ -393,7 +403,8 @@ async def test_seen_is_said_and_heard() -> None:
 
 async def test_path_becomes_a_byte_stream() -> None:
     """Bytes with credit, more than the window of them; then the end of each direction."""
-    async with connected() as (path, client, _):
+    client = FullClient()
+    async with connected(client=client) as (path, _, _):
         client.say(STREAM)
         client.say(DATA, b"early")
         await until(lambda: path.session.state is State.OFFERED)
@@ -435,6 +446,22 @@ async def test_either_end_severs_with_a_reason() -> None:
         assert caught.value.args == ("busy", "no time")
         with pytest.raises(Unbound):
             await thread(client.pump)
+
+
+def test_last_words_come_after_a_reset() -> None:
+    """An end that closes its socket with something unread resets the other one, which reads on."""
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with left, right:
+        client = Client()
+        left.send(msgpack.packb([0, 2, 64, 1, 0, 0, 0, 0, 0]))
+        assert client.bind(right) == "fresh"
+        left.send(msgpack.packb([SEVER, "closed", "in order"]))
+        left.close()
+        with pytest.raises(Severed) as caught:
+            client.pump()
+        assert caught.value.args == ("closed", "in order")
+        with pytest.raises(Unbound):
+            client.pump()
 
 
 # -- bindings ---------------------------------------------------------------------------------------------------------
@@ -499,16 +526,36 @@ async def test_cut_after_cut_loses_and_doubles_nothing() -> None:
         assert handled == list(range(100))
 
 
+async def test_hello_says_what_seen_did_not() -> None:
+    """What the client has received without a SEEN is not written again over the next descriptor."""
+    async with connected() as (path, client, line), serving(path):
+        client.told = 1 << 62
+
+        def many() -> None:
+            for number in range(100):
+                assert client.call(number) == number
+
+        for turn in (1, 2):
+            await thread(many)
+            assert client.received == 100 * turn
+            line.cut()
+            line.offer()
+            assert await line.bind() == "resumed"
+        assert await thread(client.call, "once") == "once"
+        assert client.received == 201
+
+
 def greet(client: Client, sock: socket.socket) -> None:
     """Say the client's HELLO and read nothing: what is lost when a descriptor ends early."""
     client.sock = sock
-    client._write([0, 2, 64, client.token, client.known, 0, 0, 0, 0])
+    client._write((0, 2, 64, client.token, client.known, 0, 0, 0, 0))
 
 
 @pytest.mark.parametrize("known", [0, 12345], ids=["new", "survivor"])
 async def test_first_hello_that_only_the_path_has_read_is_no_harm(known: int) -> None:
     """The path knows the client, which knows nobody or another: what the path had written goes again."""
     line = Line()
+    line.client = FullClient()
     line.client.known = known
     path = Path(line.ours(), name="it", rebind=line.rebind)
     try:
@@ -554,7 +601,8 @@ async def test_hello_of_a_path_that_only_its_successor_has_read_is_no_harm() -> 
     new = Line()
     after = Path(new.ours(), name="after", rebind=new.rebind)
     try:
-        async with connected() as (_, client, line):
+        client = FullClient()
+        async with connected(client=client) as (_, _, line):
             call = client.submit(CALL, "still there?")
             line.cut()
             async with trio.open_nursery() as nursery:
@@ -596,7 +644,7 @@ async def test_successor_gets_what_had_not_ended() -> None:
         line.offer()
         after = Client()
         assert await line.bind(after) == "fresh"
-        assert after.again == {1: 2, -1: 1}
+        assert after.again == [2, 1]
         await message.purged.wait()
         await message.reply("to nobody")
         nursery.start_soon(call, "third")
@@ -614,7 +662,8 @@ async def test_successor_gets_what_had_not_ended() -> None:
 
 async def test_client_outlives_the_path_at_its_other_end() -> None:
     """Another path in the place of the first is the successor: it takes the client's messages as redelivered."""
-    async with connected() as (_, client, line):
+    client = FullClient()
+    async with connected(client=client) as (_, _, line):
         call = client.submit(CALL, "still there?")
         client.submit(SEND, "by the way")
         client.submit(CALL, "at once", priority=True)
@@ -643,7 +692,7 @@ async def test_quiesced_successor_is_sent_nothing_before_it_resumes() -> None:
         await thread(client.next)
         line.cut()
         line.offer()
-        after = Client(quiesced=True)
+        after = FullClient(quiesced=True)
         await line.bind(after)
         await trio.testing.wait_all_tasks_blocked()
         line.sockets[-1].setblocking(False)
@@ -658,7 +707,8 @@ async def test_quiesced_successor_is_sent_nothing_before_it_resumes() -> None:
 
 async def test_stream_goes_on_over_the_next_descriptor() -> None:
     """Bytes are counted frames, too."""
-    async with connected() as (path, client, line):
+    client = FullClient()
+    async with connected(client=client) as (path, _, line):
         client.say(STREAM)
         client.say(DATA, b"one ")
         await until(lambda: path.session.state is State.OFFERED)

@@ -1,41 +1,23 @@
 """One end of a path in plain Python, from the reference of the wire alone: a socket and MessagePack, nothing of ours.
 
 It waits in the calls of the socket (give it a timeout), does one thing at a time and trusts the other end: it shows
-how little a client in another language needs, and that the reference is enough to write one.
+how little a client in another language needs, and that the reference is enough to write one. It speaks with one process
+at the other end, in ordinary messages; :mod:`tests.wire_client_more` has the rest of the page.
 """
 
-import array
 import contextlib
 import fcntl
+import io
 import os
-import secrets
 import socket
-from collections import deque
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgpack
 
-(
-    HELLO,
-    SEND,
-    CALL,
-    REPLY,
-    REJECT,
-    ACK,
-    PURGE,
-    SEVER,
-    STREAM,
-    DATA,
-    EOF,
-    CREDIT,
-    BULK,
-    SEEN,
-    QUIESCE,
-    QUIESCED,
-    RESUME,
-) = range(17)
+HELLO, SEND, CALL, REPLY, REJECT, ACK, PURGE, SEVER, STREAM, DATA, EOF, CREDIT, BULK, SEEN = range(14)
 MAX_PACKET = 69632
+
+Packet = tuple[Any, tuple[int, ...]]  # a frame with its descriptors
 
 
 class Unbound(Exception):
@@ -43,7 +25,7 @@ class Unbound(Exception):
 
 
 class Severed(Exception):
-    """The other end has said SEVER; its code and text."""
+    """The path is over; the code and the text that say why."""
 
 
 class Incoming(NamedTuple):
@@ -52,7 +34,7 @@ class Incoming(NamedTuple):
     kind: int
     id: int
     body: Any
-    descriptors: list[int]
+    descriptors: tuple[int, ...]
     ms: int | None
     redelivered: bool
 
@@ -60,171 +42,105 @@ class Incoming(NamedTuple):
 class Client:
     """One end: :meth:`bind` gives it a descriptor, and another one when the first has ended."""
 
-    def __init__(self, limit: int = 64, *, quiesced: bool = False) -> None:
-        self.token = secrets.randbits(62) + 1
-        self.known = 0  # the token of the other end
-        self.limit = limit
-        self.began_quiesced = self.quiesced = quiesced  # we take no messages
-        self.held = False  # they take none
-        self.unconfirmed = 0  # QUIESCE that was not answered
-        self.kept: deque[tuple[list[Any], tuple[int, ...]]] = deque()  # counted frames that they may not have
-        self.seen = 0  # how many of ours they have; the rest is kept
-        self.received = self.told = self.unsaid = 0  # theirs: frames, frames we said SEEN for, bytes since then
-        self.last = {1: 0, -1: 0}  # the highest id of each lane, by its sign
-        self.again = {1: 0, -1: 0}  # of theirs: redelivered up to here
-        self.out: dict[int, tuple[list[Any], tuple[int, ...]]] = {}  # our messages that have not ended
-        self.unsent: deque[int] = deque()  # of these, what the successor has not been sent yet
-        self.withdrawn: set[int] = set()  # calls of ours
-        self.ended: dict[int, tuple[list[Any], list[int]]] = {}  # what ended them, until somebody asks
-        self.inbox: deque[Incoming] = deque()
-        self.purged: set[int] = set()  # of theirs
-        self.bytes, self.at_end, self.credit = b"", False, 4 * 61440  # of their stream; room in ours
+    def __init__(self, limit: int = 64) -> None:
+        self.token, self.known = int.from_bytes(os.urandom(7), "big") + 1, 0  # ours and theirs; 0: not met yet
+        self.limit = self.room = limit  # ours, and the smaller one of both
+        self.last, self.again = [0, 0], [0, 0]  # highest ids, ordinary and priority: ours, and theirs redelivered
+        self.began_quiesced = 0
+        self.seen = self.received = self.told = 0  # how many they have of ours, we of theirs, and we have said so
+        self.kept: list[Packet] = []  # our counted frames behind those that they have seen
+        self.out, self.ended = dict[int, Packet](), dict[int, Packet]()  # our messages; what ended them, until asked
+        self.inbox, self.purged = list[Incoming](), set[int]()  # messages of theirs; calls that they have withdrawn
 
     # -- the descriptor under the path ------------------------------------------------------------------------------
 
     def bind(self, sock: socket.socket) -> str:
-        """Exchange HELLO on a new descriptor and go on; says what it was: fresh, resumed or successor."""
+        """Exchange HELLO on a new descriptor and go on; says whether the binding is fresh or resumed."""
         self.sock = sock
-        again = (self.last[1], self.last[-1]) if self.known else (0, 0)
-        self._write([HELLO, 2, self.limit, self.token, self.known, self.received, *again, int(self.began_quiesced)])
-        frames, descriptors, _ = self._read()
-        hello = frames.pop(0)
-        if hello[0] == SEVER:
-            raise Severed(*hello[1:])
-        _, _, limit, token, known, received, again_ordinary, again_priority, quiesced = hello
-        if token != self.known or known != self.token:  # one of us has not met the other: what it says holds now
-            self.room, self.held = min(self.limit, limit), bool(quiesced)
-            self.again = {1: again_ordinary, -1: again_priority}
-        if token == self.known:
-            how = "resumed"
-            self._forget(received if known == self.token else 0)
-            for frame, copies in self.kept:
-                self._write(frame, copies)
-        else:
-            how = "successor" if self.known else "fresh"
-            self.known, self.seen, self.received, self.told, self.unsaid = token, 0, 0, 0, 0
-            self.inbox = deque(each for each in self.inbox if each.kind == SEND)
-            self.kept.clear()
-            for ident in self.withdrawn & self.out.keys():
-                del self.out[ident]
-                self.ended[ident] = [REJECT, ident, "purged", "", None], []
-            self.unsent = deque(sorted(self.out, key=lambda each: (each > 0, abs(each))))
-            if self.quiesced != self.began_quiesced:
-                self.unconfirmed = int(self.quiesced)
-                self.say(QUIESCE if self.quiesced else RESUME)
-        self._take(frames, descriptors)
-        return how
+        self._write((HELLO, 2, self.limit, self.token, self.known, self.received, *self.last, self.began_quiesced))
+        self.pump()
+        return self.binding
 
-    def _forget(self, count: int) -> None:
-        while self.seen < count:
-            self.kept.popleft()
-            self.seen += 1
+    def _on_hello(self, limit: int, token: int, known: int, received: int, *more: int) -> None:
+        if self.known not in (0, token):
+            raise Severed("lost", "another process is there, which knows nothing of this path")
+        self.binding = "resumed" if self.known else "fresh"
+        if not self.known or known != self.token:  # one of us has not met the other: what it says holds now
+            self.room, self.again = min(self.limit, limit), [*more[:2]]
+        self.known = token
+        self._on_frame([SEEN, received if known == self.token else 0], [])
+        for frame, descriptors in self.kept:
+            self._write(frame, descriptors)
 
-    def _count(self, frame: list[Any], descriptors: Sequence[int] = ()) -> None:
-        self.kept.append((frame, tuple(descriptors)))
-        self._write(frame, descriptors)
-
-    def _write(self, frame: list[Any], descriptors: Sequence[int] = ()) -> None:
+    def _write(self, frame: tuple[Any, ...], descriptors: tuple[int, ...] = ()) -> None:
         data = msgpack.packb(frame)
-        with contextlib.suppress(ConnectionError):  # what they had sent may still be there; reading finds the end
-            if len(data) <= MAX_PACKET:
-                socket.send_fds(self.sock, [data], list(descriptors))
-                return
+        if len(data) <= MAX_PACKET:
+            with contextlib.suppress(ConnectionError):  # what they had sent may still be there; reading finds the end
+                socket.send_fds(self.sock, [data], descriptors)
+        else:
             with open(os.memfd_create("bulk", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "wb", 0) as file:
                 file.write(data)
                 fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
-                socket.send_fds(self.sock, [msgpack.packb([BULK, len(data)])], [file.fileno(), *descriptors])
-
-    def _read(self) -> tuple[list[Any], list[int], int]:
-        try:
-            space = socket.CMSG_SPACE(64)
-            data, ancillary, _, _ = self.sock.recvmsg(MAX_PACKET, space, socket.MSG_CMSG_CLOEXEC)
-        except ConnectionError:
-            data, ancillary = b"", []
-        if not data:
-            raise Unbound
-        unpacker = msgpack.Unpacker()
-        unpacker.feed(data)
-        return list(unpacker), [each for _, _, numbers in ancillary for each in array.array("i", numbers)], len(data)
+                self._write((BULK, len(data)), (file.fileno(), *descriptors))
 
     def pump(self) -> None:
         """Take one packet of the other end. Raises Unbound, Severed, TimeoutError."""
-        frames, descriptors, size = self._read()
-        self.unsaid += size
-        self._take(frames, descriptors)
-
-    def _take(self, frames: list[Any], descriptors: list[int]) -> None:
-        bulk = False
-        for frame in frames:
-            if frame[0] == SEEN:
-                self._forget(frame[1])
-                continue
-            self.received += 1
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self.sock, MAX_PACKET, 16)
+        except ConnectionResetError:  # said once, before what is still there: they have not read all of ours
+            return self.pump()
+        if not data:
+            raise Unbound
+        for frame in msgpack.Unpacker(io.BytesIO(data)):
+            self.received += 0 if frame[0] in (HELLO, SEEN) else 1
             if frame[0] == BULK:
-                bulk, memfd = True, descriptors.pop(0)
-                frame = msgpack.unpackb(os.pread(memfd, frame[1], 0))
-                os.close(memfd)
+                with open(descriptors.pop(0), "rb") as file:
+                    frame = msgpack.unpackb(os.pread(file.fileno(), frame[1], 0))
             self._on_frame(frame, descriptors)
-        if bulk or self.received - self.told >= 64 or self.unsaid >= 262144:
-            self.told, self.unsaid = self.received, 0
-            self._write([SEEN, self.received])
-        while self.unsent and not self.held and len(self.out) - len(self.unsent) < self.room:
-            self._count(*self.out[self.unsent.popleft()])
-
-    # -- what comes -------------------------------------------------------------------------------------------------
+        if self.received > self.told:  # we could wait until SEEN is due
+            self.told = self.received
+            self._write((SEEN, self.received))
 
     def _on_frame(self, frame: list[Any], descriptors: list[int]) -> None:
-        kind, ident = frame[0], frame[1] if len(frame) > 1 else 0
-        count = frame[3] if kind in (SEND, CALL, REPLY) and len(frame) > 3 else 0
-        taken, descriptors[:count] = descriptors[:count], []
-        if kind in (SEND, CALL):
-            again = abs(ident) <= self.again[1 if ident > 0 else -1]
-            message = Incoming(kind, ident, frame[2], taken, frame[4] if len(frame) > 4 else None, again)
-            ordinary = len([each for each in self.inbox if each.id < 0]) if ident < 0 else len(self.inbox)
-            self.inbox.insert(ordinary, message)
+        kind, ident, body, count, ms = [*frame[:5], None, None, None, None][:5]
+        taken = tuple(descriptors.pop(0) for _ in range(count or 0)) if kind in (SEND, CALL, REPLY) else ()
+        if kind == HELLO:
+            self._on_hello(*frame[2:])
+        elif kind == SEEN:
+            del self.kept[: ident - self.seen]
+            self.seen = ident
+        elif kind in (SEND, CALL):
+            self.inbox.append(Incoming(kind, ident, body, taken, ms, abs(ident) <= self.again[ident < 0]))
         elif kind in (REPLY, REJECT):
             del self.out[ident]
             self.ended[ident] = frame, taken
         elif kind == ACK:
-            for each in [each for each in self.out if min(frame[1:]) <= each <= max(frame[1:])]:
-                if self.out[each][0][0] == SEND:
+            for each in range(min(ident, body), max(ident, body) + 1):
+                if each in self.out and self.out[each][0][0] == SEND:
                     del self.out[each]
-                    self.ended[each] = frame, []
+                    self.ended[each] = frame, ()
         elif kind == PURGE:
             self.purged.add(ident)
-        elif kind == QUIESCE:
-            self.held = True
-            self._count([QUIESCED])
-        elif kind == RESUME:
-            self.held = False
-        elif kind == QUIESCED:
-            self.unconfirmed -= 1
-        elif kind == DATA:
-            self.bytes += frame[1]
-        elif kind == EOF:
-            self.at_end = True
-        elif kind == CREDIT:
-            self.credit += ident
-        elif kind == SEVER:
-            raise Severed(*frame[1:])
+        else:
+            raise Severed(ident, body) if kind == SEVER else NotImplementedError(frame)
 
     # -- what a program does ----------------------------------------------------------------------------------------
 
-    def submit(
-        self, kind: int, body: Any, *, descriptors: Sequence[int] = (), ms: int | None = None, priority: bool = False
-    ) -> int:
-        """Write a message, when they take one; returns its id. The descriptors must stay open until it has ended."""
-        while self.held or len(self.out) >= self.room:
-            self.pump()
-        lane = -1 if priority else 1
-        self.last[lane] += 1
-        ident = lane * self.last[lane]
-        more = [len(descriptors)] if ms is None else [len(descriptors), ms]
-        self.out[ident] = [kind, ident, body, *(more if descriptors or ms else [])], tuple(descriptors)
-        self._count(*self.out[ident])
-        return ident
+    def say(self, *frame: Any, descriptors: tuple[int, ...] = ()) -> None:
+        """Write any counted frame, as REPLY or ACK; its descriptors must stay open until they have SEEN it."""
+        self.kept.append((frame, descriptors))
+        self._write(frame, descriptors)
 
-    def end_of(self, ident: int) -> tuple[list[Any], list[int]]:
+    def submit(self, kind: int, body: Any, *, descriptors: tuple[int, ...] = ()) -> int:
+        """Write a message, when they take one; returns its id."""
+        while len(self.out) >= self.room:
+            self.pump()
+        self.last[0] += 1
+        self.say(kind, self.last[0], body, len(descriptors), descriptors=descriptors)
+        self.out[self.last[0]] = self.kept[-1]  # what was just said
+        return self.last[0]
+
+    def end_of(self, ident: int) -> Packet:
         """Wait for the frame that ends a message of ours, with its descriptors."""
         while ident not in self.ended:
             self.pump()
@@ -243,26 +159,4 @@ class Client:
         """Their next message; a call is to be answered by :meth:`say` with REPLY or REJECT, the other kind with ACK."""
         while not self.inbox:
             self.pump()
-        return self.inbox.popleft()
-
-    def say(self, *frame: Any, descriptors: Sequence[int] = ()) -> None:
-        """Write any other frame: REPLY, REJECT, ACK, SEVER, STREAM, DATA, EOF, CREDIT."""
-        self._count([*frame, len(descriptors)] if descriptors else list(frame), descriptors)
-
-    def withdraw(self, ident: int) -> None:
-        """Purge a call of ours, which still ends."""
-        self.withdrawn.add(ident)
-        self.say(PURGE, ident)
-
-    def quiesce(self) -> None:
-        """Take no messages; returns when they have sent their last one."""
-        self.quiesced = True
-        self.unconfirmed += 1
-        self.say(QUIESCE)
-        while self.unconfirmed:
-            self.pump()
-
-    def resume(self) -> None:
-        """Take messages again."""
-        self.quiesced = False
-        self.say(RESUME)
+        return self.inbox.pop(0)
