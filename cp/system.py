@@ -18,6 +18,7 @@ from retinue.cp.life import GRACE, Life
 from retinue.cp.offences import Offences
 from retinue.cp.operator import ALL, LOOK, READ, OperatorPath
 from retinue.cp.operator_socket import StrangePeer, check_peer
+from retinue.cp.selftest import Report, profiles, self_test
 from retinue.cp.states import FINAL, State
 from retinue.cp.switchboard import Switchboard
 from retinue.cp.syslog import CRITICAL, ERROR, INFO, NOTICE, WARNING, Syslog, checked_records
@@ -54,6 +55,7 @@ class ControlProgram:
         )
         self.disks = Disks(state_folder, {entry.name: entry for entry in topology.machines})
         self.users: dict[str, int] = {}
+        self.self_test: Report | None = None
         self._since = time.time()
         self._nursery = nursery
         self._failed: list[tuple[Life, str]] = []
@@ -85,14 +87,28 @@ class ControlProgram:
         if self.topology.system.syslog is not None:
             self._nursery.start_soon(self._keep_records, self.lives[self.topology.system.syslog])
         async with trio.open_nursery() as machines:
-            for life in self.lives.values():
-                machines.start_soon(life.run)
-            machines.start_soon(self._expect_ready)
-            machines.start_soon(self._expect_end)
+            if await self._seal_holds():
+                for life in self.lives.values():
+                    machines.start_soon(life.run)
+                machines.start_soon(self._expect_ready)
+                machines.start_soon(self._expect_end)
             await self._over.wait()
             with trio.move_on_after(FAREWELL):
                 await self.syslog.broadcast.finish()
             machines.cancel_scope.cancel()
+
+    async def _seal_holds(self) -> bool:
+        """Whether scratch machines could do nothing that they must not; else the system ends before it began."""
+        entries = self.topology.machines
+        storage = max(entry.storage for entry in entries)
+        self.self_test = await self_test(self.host, self.syslog, profiles(entries), storage=storage)
+        text = self.self_test.text
+        if self.self_test.passed:
+            self.syslog.write(INFO, text)
+        else:
+            self._turn("FAILED", text, EXIT_FAILED)
+            self._end("failed", text, EXIT_FAILED)
+        return self.self_test.passed
 
     async def _expect_ready(self) -> None:
         for life in self.lives.values():
@@ -360,6 +376,7 @@ class ControlProgram:
                 {"system": layer.system, "layer": layer.layer, "present": layer.present, "why": layer.why}
                 for layer in self.host.seal_report()
             ],
+            "self_test": None if self.self_test is None else self.self_test.as_dict(),
         }
 
     def listing(self) -> list[dict[str, Any]]:

@@ -8,7 +8,9 @@ from retinue.cp.directory import Directory, MachineEntry
 
 # Numbers that no account has: systemd.io/UIDS-GIDS lists 1879048192 to 2147483647 as unused.
 FIRST: Final = 1_879_048_192
-COUNT: Final = 1 << 28
+COUNT: Final = (1 << 28) - 1
+# The one after them: the user of scratch machines.
+SCRATCH: Final = FIRST + COUNT
 
 
 def own_users(topology: Directory) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 The control path is this machine's path to ``*CP``. The control program calls ``load`` (import the program, check its
 config), ``start`` (run ``main``), ``offer`` (another machine opens a path, the descriptor comes along), ``meters``
-(what passed along the edges) and ``stop``; the machine calls ``ready``, ``connect`` and ``rebind``.
+(what passed along the edges), ``self-test`` (of a scratch machine) and ``stop``; the machine calls ``ready``, ``connect`` and ``rebind``.
 """
 
 import logging
@@ -13,7 +13,7 @@ import trio
 
 from retinue.pipes import Message, Path, PathError, PathSevered, Rejected, SocketTransport, wire
 from retinue.pipes.message import close_all
-from retinue.svm import config, program
+from retinue.svm import config, program, selftest
 from retinue.svm.edge import Edge
 from retinue.svm.errors import ConfigError, ProgramError, mistakes_to_wire
 from retinue.svm.machine import Machine
@@ -46,6 +46,7 @@ class Runtime:
             "start": self._start,
             "offer": self._offer,
             "meters": self._meters,
+            "self-test": self._self_test,
             "stop": self._stop,
         }
 
@@ -93,6 +94,10 @@ class Runtime:
 
     async def _meters(self, _: dict[str, Any], message: Message) -> Any:
         return {"uses": {}, "serves": {}} if self._machine is None else self._machine.meters()
+
+    async def _self_test(self, arguments: dict[str, Any], _: Message) -> Any:
+        profile = arguments["profile"]
+        return {"attempts": selftest.count(profile), "succeeded": selftest.succeeded(profile)}
 
     async def _stop(self, _: dict[str, Any], message: Message) -> None:
         if self._machine is None or not self._running:
