@@ -24,7 +24,7 @@ def check(file: str, as_json: bool) -> int:
         directory = _load(file)
     except DirectoryErrors as wrong:
         if not as_json:
-            raise _told(file, wrong) from wrong
+            raise told(file, wrong) from wrong
         say(to_json({"ok": False, "file": file, "errors": [_as_dict(error) for error in wrong.errors]}))
         return WRONG_TOPOLOGY
     machines, edges = len(directory.machines), sum(len(machine.uses) for machine in directory.machines)
@@ -67,7 +67,7 @@ def load_directory(file: str) -> "Directory":
     try:
         return _load(file)
     except DirectoryErrors as wrong:
-        raise _told(file, wrong) from wrong
+        raise told(file, wrong) from wrong
 
 
 def _load(file: str) -> "Directory":
@@ -76,7 +76,8 @@ def _load(file: str) -> "Directory":
     return load(file)
 
 
-def _told(file: str, wrong: "DirectoryErrors") -> TopologyWrong:
+def told(file: str, wrong: "DirectoryErrors") -> TopologyWrong:
+    """The error that shows every mistake in the topology `file`."""
     if len(wrong.errors) == 1 and wrong.errors[0].line is None:  # nothing in the file, but the file
         return TopologyWrong(f"{file}: {wrong.errors[0].message}", wrong.errors[0].hint or None)
     lines = []

@@ -1,6 +1,7 @@
 """The directory: the topology file as frozen values, its rules, its start order and its pictures."""
 
 from retinue.cp.directory import graph as graph
+from retinue.cp.directory.commands import executable as executable
 from retinue.cp.directory.errors import DirectoryError as DirectoryError
 from retinue.cp.directory.errors import DirectoryErrors as DirectoryErrors
 from retinue.cp.directory.load import load as load

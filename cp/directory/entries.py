@@ -4,55 +4,45 @@ A part that is wrong is reported and then left out or replaced by its default, s
 about the whole (:mod:`retinue.cp.directory.rules`) can still be checked.
 """
 
-import keyword
 import pathlib
-import re
-from typing import Any, cast, get_args
+from typing import Any, Final, cast, get_args
 
+from retinue.cp.directory.commands import read_command, read_sockets
+from retinue.cp.directory.disks import read_disks, read_links
+from retinue.cp.directory.edges import read_edges
 from retinue.cp.directory.model import (
-    LIMIT_DEFAULT,
-    LIMIT_MAXIMUM,
-    LOCAL_NAME_LIMIT,
-    NAME_LIMIT,
+    CPU_MAXIMUM,
     PAUSE_DEFAULT,
     PAUSE_MAXIMUM,
+    SHARE_DEFAULT,
+    SHARE_MAXIMUM,
     STORAGE_DEFAULT,
     STORAGE_MAXIMUM,
     STORAGE_MINIMUM,
-    Disk,
-    Edge,
+    THREADS_DEFAULT,
+    THREADS_MAXIMUM,
     Kind,
     MachineEntry,
-    OnRestart,
-    Overflow,
     Restart,
+    SealLevel,
     System,
 )
+from retinue.cp.directory.names import check_name, is_module, read_word
 from retinue.cp.directory.positions import KeyPath
-from retinue.cp.directory.table import Table, described, did_you_mean, quoted, shown
+from retinue.cp.directory.quantities import as_size, read_duration, read_percent, read_size
+from retinue.cp.directory.secrets import read_secrets
+from retinue.cp.directory.table import Table, described, listed, quoted, shown
 
 #: The keys that the tables may have, in the order in which the reference page explains them.
-SYSTEM_KEYS = ("name", "syslog", "preload", "secret")
-MACHINE_KEYS = ("program", "asgi", "network", "storage", "restart", "pause", "uses", "disks", "config")
-EDGE_KEYS = ("to", "limit", "lazy", "on_restart", "overflow")
+SYSTEM_KEYS: Final = ("name", "syslog", "preload", "secret", "seal")
+MACHINE_KEYS: Final = (
+    *("program", "asgi", "wsgi", "threads", "exec", "network", "storage", "share", "cpu", "restart", "pause"),
+    *("uses", "sockets", "disks", "links", "secrets", "config"),
+)
 
-_NAME = re.compile(rf"[A-Z][A-Z0-9]{{0,{NAME_LIMIT - 1}}}", re.ASCII)
-_NAME_RULE = f"1 to {NAME_LIMIT} characters, an upper-case letter and then upper-case letters and digits"
-_LOCAL_NAME = re.compile(rf"[a-z][a-z0-9_]{{0,{LOCAL_NAME_LIMIT - 1}}}", re.ASCII)
-_LOCAL_NAME_RULE = f"1 to {LOCAL_NAME_LIMIT} characters, a lower-case letter and then lower-case letters, digits and _"
-_SIZE = re.compile(r"([1-9][0-9]{0,14})([KMG])", re.ASCII)
-_ALMOST_SIZE = re.compile(r"\s*([1-9][0-9]{0,14})\s*([kmg])(?:i?b)?\s*", re.ASCII | re.IGNORECASE)
-_UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3}
-
-_DURATION = re.compile(r"(0|[1-9][0-9]{0,14})(ms|s|m|h)", re.ASCII)
-_ALMOST_DURATION = re.compile(r"\s*([0-9]{1,15})\s*(ms|s|m|h)[a-z]*\s*", re.ASCII | re.IGNORECASE)
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-
-_DURATION_EXPECTED = 'a time such as "10s"'
-_SIZE_EXPECTED = 'a size such as "64M"'
-_TARGET_EXPECTED = 'a machine or a star service, as in uses.app = "SHOP" or uses.app = { to = "SHOP", limit = 8 }'
+_KINDS: Final = get_args(Kind)
 # Configuration travels to the machine in a message, whose integers have 64 bits.
-_INTEGERS = range(-(2**63), 2**64)
+_INTEGERS: Final = range(-(2**63), 2**64)
 
 
 def read_system(root: Table) -> System:
@@ -65,18 +55,19 @@ def read_system(root: Table) -> System:
     name = table.value("name", str, 'a name such as "SHOP"')
     if not table.given("name"):
         table.wrong("name", "the system has no name", 'write name = "SHOP"')
-    elif name is not None and not _NAME.fullmatch(name):
-        table.wrong("name", f"{quoted(name)} is no name of a system: it has {_NAME_RULE}", _upper_case(name))
+    elif name is not None:
+        check_name(table, "name", name, "a system")
     expected = 'a list of module names such as ["sqlite3"]'
     preload = []
     for index, module in table.words("preload", expected):
-        if _is_module(module):
+        if is_module(module):
             preload.append(module)
         else:
             message = f"preload has {shown(module)} in it, expected {expected}"
             table.mistakes.add((*table.path, "preload", index), table.path, message)
     syslog = table.value("syslog", str, 'the name of a machine such as "SYSLOG"')
-    return System(name or "", syslog, tuple(preload), _secret(table))
+    seal = cast(SealLevel, read_word(table, "seal", get_args(SealLevel)) or "strong")
+    return System(name or "", syslog, tuple(preload), _secret(table), seal)
 
 
 def _secret(table: Table) -> tuple[str, ...]:
@@ -106,169 +97,131 @@ def read_machines(root: Table) -> list[MachineEntry]:
         root.wrong("machines", "there is no machine", declare)
     machines = []
     for name in table.values:
-        if not _NAME.fullmatch(name):
-            message = f"{quoted(name)} is no name of a machine: it has {_NAME_RULE}"
-            table.wrong(name, message, _upper_case(name))
+        check_name(table, name, name, "a machine")
         machine = table.table(name, MACHINE_KEYS, 'a table, as in [machines.SHOP] asgi = "shop:app"')
         machines.append(_machine(name, machine) if machine else MachineEntry(name, "program", ""))
     return machines
 
 
 def _machine(name: str, table: Table) -> MachineEntry:
-    kind, program = _program(table)
-    return MachineEntry(
+    kind, program, command = _program(table)
+    machine = MachineEntry(
         name=name,
         kind=kind,
         program=program,
         network=table.value("network", bool, "true or false") or False,
         storage=_storage(table),
-        restart=cast(Restart, _word(table, "restart", get_args(Restart)) or "always"),
+        restart=cast(Restart, read_word(table, "restart", get_args(Restart)) or "always"),
         pause=_pause(table),
-        uses=_uses(name, table),
-        disks=_disks(table),
+        uses=read_edges(name, table),
+        disks=read_disks(name, table),
         config=_config(table),
+        command=command,
+        sockets=read_sockets(table),
+        threads=_number(table, "threads", THREADS_MAXIMUM, THREADS_DEFAULT),
+        links=read_links(name, table),
+        share=_number(table, "share", SHARE_MAXIMUM, SHARE_DEFAULT),
+        cpu=(read_percent(table, "cpu", CPU_MAXIMUM) or 0) / 100,
+        secrets=read_secrets(table),
     )
+    _check_kind(table, machine)
+    return machine
 
 
-def _program(table: Table) -> tuple[Kind, str]:
-    """What the machine runs; an empty program if that is wrong."""
+def _program(table: Table) -> tuple[Kind, str, tuple[str, ...]]:
+    """What the machine runs, with the words of a command; an empty program if that is wrong."""
+    given = [kind for kind in _KINDS if kind in table.values]
+    if len(given) > 1:
+        # Shown where the last of them stands, which is one that was one too many.
+        later = max(given, key=lambda kind: table.mistakes.positions.line(*table.path, kind))
+        both, others = ("both ", "other") if len(given) == 2 else ("", "others")
+        table.wrong(later, f"{both}{listed(given)} are given", f"a machine runs one of them; remove the {others}")
+    elif not any(map(table.given, _KINDS)):
+        hint = 'write program = "module", asgi or wsgi = "module:attribute", or exec = ["./server"]'
+        table.mistakes.add(table.path, table.path, f"there is none of {listed(_KINDS)}", hint)
+    elif given == ["program"]:
+        return "program", _module(table), ()
+    elif given == ["exec"]:
+        command = read_command(table)
+        return "exec", command[0] if command else "", command
+    elif given:
+        return cast(Kind, given[0]), _application(table, given[0]), ()
+    return "program", "", ()
+
+
+def _module(table: Table) -> str:
     program = table.value("program", str, 'a module name such as "shop"')
-    asgi = table.value("asgi", str, 'a module and an attribute such as "shop:app"')
-    if "program" in table.values and "asgi" in table.values:
-        # Shown where the second of them stands, which is the one that was one too many.
-        later = max("program", "asgi", key=lambda key: table.mistakes.positions.line(*table.path, key))
-        table.wrong(later, "both program and asgi are given", "a machine runs one of them; remove the other")
-        return "program", ""
-    if not table.given("program") and not table.given("asgi"):
-        hint = 'write program = "module" or asgi = "module:attribute"'
-        table.mistakes.add(table.path, table.path, "neither program nor asgi is given", hint)
-    if program is not None:
-        if _is_module(program):
-            return "program", program
-        module, _, attribute = program.partition(":")
-        hint = ""
-        if _is_module(module) and attribute.isidentifier():
-            hint = f'did you mean asgi = "{program}"?'
-        elif _is_module(stem := pathlib.PurePath(program).stem):
-            hint = f"did you mean {quoted(stem)}?"
-        table.wrong("program", f'program is {shown(program)}, expected a module name such as "shop"', hint)
-    elif asgi is not None:
-        module, _, attribute = asgi.partition(":")
-        if _is_module(module) and attribute.isidentifier():
-            return "asgi", asgi
-        expected = 'a module and an attribute such as "shop:app"'
-        hint = f'did you mean "{asgi}:app"?' if _is_module(asgi) else ""
-        table.wrong("asgi", f"asgi is {shown(asgi)}, expected {expected}", hint)
-    return "program", ""
+    if program is None or is_module(program):
+        return program or ""
+    module, _, attribute = program.partition(":")
+    hint = ""
+    if is_module(module) and attribute.isidentifier():
+        hint = f'did you mean asgi = "{program}"?'
+    elif is_module(stem := pathlib.PurePath(program).stem):
+        hint = f"did you mean {quoted(stem)}?"
+    table.wrong("program", f'program is {shown(program)}, expected a module name such as "shop"', hint)
+    return ""
 
 
-def _uses(machine: str, table: Table) -> tuple[Edge, ...]:
-    """The edges of a machine, but for those that lead nowhere or to the machine itself."""
-    edges = table.table("uses", None, f"a table of edges, each {_TARGET_EXPECTED}")
-    if edges is None:
-        return ()
-    read = (_edge(machine, edges, name) for name in edges.values)
-    return tuple(edge for edge in read if edge is not None)
+def _application(table: Table, kind: str) -> str:
+    expected = 'a module and an attribute such as "shop:app"'
+    application = table.value(kind, str, expected)
+    if application is None:
+        return ""
+    module, _, attribute = application.partition(":")
+    if is_module(module) and attribute.isidentifier():
+        return application
+    hint = f'did you mean "{application}:app"?' if is_module(application) else ""
+    table.wrong(kind, f"{kind} is {shown(application)}, expected {expected}", hint)
+    return ""
 
 
-def _edge(machine: str, edges: Table, name: str) -> Edge | None:
-    if not _LOCAL_NAME.fullmatch(name):
-        message = f"{quoted(name)} is no name of an edge: it has {_LOCAL_NAME_RULE}"
-        edges.wrong(name, message, _lower_case(name))
-    if isinstance(edges.values[name], str):
-        edge = Edge(name, edges.values[name])
-    else:
-        table = edges.table(name, EDGE_KEYS, _TARGET_EXPECTED)
-        if table is None:
-            return None
-        to = table.value("to", str, 'the name of a machine or a star service such as "SHOP"')
-        if not table.given("to"):
-            table.wrong("to", "the edge leads nowhere", 'write to = "SHOP", the name of a machine')
-        limit = table.value("limit", int, f"a number from 1 to {LIMIT_MAXIMUM}")
-        if limit is not None and not 1 <= limit <= LIMIT_MAXIMUM:
-            table.wrong("limit", f"limit is {described(limit)}, expected a number from 1 to {LIMIT_MAXIMUM}")
-        lazy = table.value("lazy", bool, "true or false")
-        on_restart = cast(OnRestart, _word(table, "on_restart", get_args(OnRestart)) or "keep")
-        overflow = cast(Overflow, _word(table, "overflow", get_args(Overflow)) or "block")
-        if to is None:
-            return None
-        edge = Edge(name, to, LIMIT_DEFAULT if limit is None else limit, lazy or False, on_restart, overflow)
-        _check_policies(table, edge)
-    if edge.to == machine:
-        place = (*edges.path, name, "to")
-        edges.mistakes.add(place, edges.path, f"{name}: a machine cannot use itself", "remove this edge")
-        return None
-    return edge
+def _check_kind(table: Table, machine: MachineEntry) -> None:
+    """What only machines of some kinds may have."""
+    if not any(table.given(kind) for kind in _KINDS):
+        return
+    if "threads" in table.values and not table.given("wsgi"):
+        table.wrong("threads", "threads is for WSGI applications", "remove it")
+    if "sockets" in table.values and not table.given("exec"):
+        table.wrong("sockets", "sockets are for native programs, which exec names", "remove them")
+    if machine.kind == "exec":
+        if machine.config:
+            table.wrong("config", "config is for Python programs: a native one never gets it", "use words of exec")
+        if machine.network:
+            hint = 'let a machine with program = "retinue.services.tcpip" have it, and use that by an edge'
+            table.wrong("network", "a native program cannot have the network", hint)
 
 
-def _check_policies(table: Table, edge: Edge) -> None:
-    for key in ("on_restart", "overflow") if edge.star else ():
-        if key in table.values:
-            message = f"{key} is for edges to machines, and {quoted(edge.to)} is the control program itself"
-            table.wrong(key, message, "remove this key")
-    if edge.on_restart == "restart" and edge.lazy:
-        message = 'on_restart is "restart", which starts the machine after its target, and a lazy edge makes no order'
-        table.wrong("on_restart", message, "remove one of the two")
+def _number(table: Table, key: str, maximum: int, default: int) -> int:
+    expected = f"a number from 1 to {maximum}"
+    value = table.value(key, int, expected)
+    if value is not None and not 1 <= value <= maximum:
+        table.wrong(key, f"{key} is {described(value)}, expected {expected}")
+        return default
+    return default if value is None else value
 
 
 def _pause(table: Table) -> float:
-    value = table.value("pause", str, _DURATION_EXPECTED)
-    if value is None:
-        return PAUSE_DEFAULT
-    duration = _DURATION.fullmatch(value)
-    if duration is None:
-        almost = _ALMOST_DURATION.fullmatch(value)
-        hint = f'did you mean "{int(almost[1])}{almost[2].lower()}"?' if almost else ""
-        table.wrong("pause", f"pause is {shown(value)}, expected {_DURATION_EXPECTED}", hint)
-        return PAUSE_DEFAULT
-    pause = int(duration[1]) * _SECONDS[duration[2]]
-    if pause > PAUSE_MAXIMUM:
-        table.wrong("pause", f'pause is "{value}", and the longest is "1h"', 'to give up instead: restart = "never"')
-    return pause
+    pause = read_duration(table, "pause")
+    if pause is not None and pause > PAUSE_MAXIMUM:
+        message = f'pause is "{table.values["pause"]}", and the longest is "1h"'
+        table.wrong("pause", message, 'to give up instead: restart = "never"')
+    return PAUSE_DEFAULT if pause is None else pause
 
 
 def _storage(table: Table) -> int:
-    value = table.value("storage", str, _SIZE_EXPECTED)
-    if value is None:
+    storage = read_size(table, "storage")
+    if storage is None:
         return STORAGE_DEFAULT
-    size = _SIZE.fullmatch(value)
-    if size is None:
-        almost = _ALMOST_SIZE.fullmatch(value)
-        hint = f'did you mean "{almost[1]}{almost[2].upper()}"?' if almost else ""
-        table.wrong("storage", f"storage is {shown(value)}, expected {_SIZE_EXPECTED}", hint)
-        return STORAGE_DEFAULT
-    storage = int(size[1]) * _UNITS[size[2]]
+    value = table.values["storage"]
     if storage < STORAGE_MINIMUM:
-        least = _as_size(STORAGE_MINIMUM)
+        least = as_size(STORAGE_MINIMUM)
         message = f'storage is "{value}", and the interpreter alone needs up to {least}'
         table.wrong("storage", message, f'write at least "{least}"')
     elif storage > STORAGE_MAXIMUM:
-        most = _as_size(STORAGE_MAXIMUM)
+        most = as_size(STORAGE_MAXIMUM)
         table.wrong("storage", f'storage is "{value}", and a process cannot address more than {most}')
     return storage
-
-
-def _word(table: Table, key: str, words: tuple[str, ...]) -> str | None:
-    either = " or ".join(filter(None, (", ".join(f'"{word}"' for word in words[:-1]), f'"{words[-1]}"')))
-    value = table.value(key, str, either)
-    if value is None or value in words:
-        return value
-    hint = did_you_mean(value, words)
-    table.wrong(key, f"{key} is {shown(value)}, expected {either}", hint if hint.endswith("?") else "")
-    return None
-
-
-def _disks(table: Table) -> tuple[Disk, ...]:
-    disks = table.table("disks", None, "a table of disks, as in disks.data = {}")
-    if disks is None:
-        return ()
-    for name in disks.values:
-        if not _LOCAL_NAME.fullmatch(name):
-            message = f"{quoted(name)} is no name of a disk: it has {_LOCAL_NAME_RULE}"
-            disks.wrong(name, message, _lower_case(name))
-        if content := disks.value(name, dict, "an empty table, as in disks.data = {}"):
-            Table(table.mistakes, (*disks.path, name), content, (), f"write disks.{name} = {{}}")
-    return tuple(map(Disk, disks.values))
 
 
 def _config(table: Table) -> dict[str, Any]:
@@ -297,22 +250,3 @@ def _config(table: Table) -> dict[str, Any]:
         owner = owner if isinstance(path[-1], str) else owner[:-1]
         table.mistakes.add(path, owner, message, "write it as a string")
     return config or {}
-
-
-def _is_module(name: str) -> bool:
-    """Whether this is a dotted module name."""
-    return all(part.isidentifier() and not keyword.iskeyword(part) for part in name.split("."))
-
-
-def _upper_case(name: str) -> str:
-    return f"did you mean {quoted(name.upper())}?" if _NAME.fullmatch(name.upper()) else ""
-
-
-def _lower_case(name: str) -> str:
-    lower = name.lower().replace("-", "_")
-    return f"did you mean {quoted(lower)}?" if _LOCAL_NAME.fullmatch(lower) else ""
-
-
-def _as_size(size: int) -> str:
-    unit = next(unit for unit in reversed(_UNITS) if size % _UNITS[unit] == 0)
-    return f"{size // _UNITS[unit]}{unit}"

@@ -1,4 +1,4 @@
-"""Pictures of a directory: machines are the nodes, edges carry the local name that the machine uses.
+"""Pictures of a directory: machines are the nodes, edges and links carry the local name that the machine uses.
 
 Every function returns text that ends with a newline. The names in a directory that was loaded need no escaping, but
 what is drawn is not trusted to have been loaded.
@@ -7,12 +7,12 @@ what is drawn is not trusted to have been loaded.
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from retinue.cp.directory.model import STAR_SERVICES, Directory, Edge, MachineEntry
+from retinue.cp.directory.model import STAR_SERVICES, Directory, Edge, LinkedDisk, MachineEntry
 from retinue.cp.directory.order import start_order
 
 
 def text(directory: Directory) -> str:
-    """A tree for a terminal, from the machines that nobody uses down along the edges.
+    """A tree for a terminal, from the machines that nobody uses down along the edges; a machine's links come first.
 
     A machine that has been drawn already is marked ``(above)`` and its own edges are not repeated.
     """
@@ -37,7 +37,10 @@ def text(directory: Directory) -> str:
             if again or edge.to not in machines:
                 continue
             drawn.add(edge.to)
-            uses = machines[edge.to].uses
+            uses, links = machines[edge.to].uses, machines[edge.to].links
+            for index, link in enumerate(links):
+                stem = "└═ " if index == len(links) - 1 and not uses else "├═ "
+                lines.append(f"{below}{stem}{_plain(_link_label(link))}: {_plain(_linked_disk(link))}")
             for index, used in reversed(list(enumerate(uses))):
                 last = index == len(uses) - 1
                 stem = ("└" if last else "├") + ("╌ " if used.lazy else "─ ")
@@ -59,6 +62,9 @@ def mermaid(directory: Directory) -> str:
     for machine, edge in _edges(directory):
         arrow = "-.->" if edge.lazy else "-->"
         lines.append(f'    {ids[machine.name]} {arrow}|"{_entities(edge.name)}"| {ids[edge.to]}')
+    for machine, link in _links(directory):
+        label = _entities(f"{_link_label(link)}: {link.disk} ({link.mode})")
+        lines.append(f'    {ids[machine.name]} ==>|"{label}"| {ids[link.machine]}')
     return "\n".join(lines) + "\n"
 
 
@@ -75,6 +81,10 @@ def dot(directory: Directory) -> str:
     for machine, edge in _edges(directory):
         style = ", style=dashed" if edge.lazy else ""
         lines.append(f"    {_string(machine.name)} -> {_string(edge.to)} [label={_string(edge.name)}{style}];")
+    for machine, link in _links(directory):
+        label = _string(f"{_link_label(link)}: {link.disk} ({link.mode})")
+        ends = f"{_string(machine.name)} -> {_string(link.machine)}"
+        lines.append(f"    {ends} [label={label}, style=bold, arrowhead=box];")
     lines.append("}")
     return "\n".join(lines) + "\n"
 
@@ -82,23 +92,39 @@ def dot(directory: Directory) -> str:
 def as_json(directory: Directory) -> dict[str, Any]:
     """The same as plain values for ``json.dumps``: the system, its machines, its edges and the start order.
 
-    ``storage`` is in bytes, ``pause`` in seconds. ``config`` is left out: it belongs to the program.
+    ``storage`` and ``size`` are in bytes, ``pause`` is in seconds, ``cpu`` in processors. ``config`` is left out: it
+    belongs to the program. Of a secret there is only its name.
     """
     return {
         "system": directory.system.name,
         "topology": str(directory.path),
         "syslog": directory.system.syslog,
         "secret": list(directory.system.secret),
+        "seal": directory.system.seal,
         "machines": [
             {
                 "name": machine.name,
                 "kind": machine.kind,
                 "program": machine.program,
+                "command": list(machine.command),
+                "threads": machine.threads if machine.kind == "wsgi" else None,
                 "network": machine.network,
                 "storage": machine.storage,
+                "share": machine.share,
+                "cpu": machine.cpu or None,
                 "restart": machine.restart,
                 "pause": machine.pause,
-                "disks": [disk.name for disk in machine.disks],
+                "sockets": {socket.name: socket.side for socket in machine.sockets},
+                "disks": [
+                    {
+                        "name": disk.name,
+                        "size": disk.size,
+                        "temporary": disk.temporary,
+                        "linked_by": dict(disk.linked_by),
+                    }
+                    for disk in machine.disks
+                ],
+                "secrets": [secret.name for secret in machine.secrets],
             }
             for machine in directory.machines
         ],
@@ -114,6 +140,11 @@ def as_json(directory: Directory) -> dict[str, Any]:
             }
             for machine in directory.machines
             for edge in machine.uses
+        ],
+        "links": [
+            {"from": machine.name, "name": link.name, "to": link.machine, "disk": link.disk, "mode": link.mode}
+            for machine in directory.machines
+            for link in machine.links
         ],
         "start_order": [[machine.name for machine in wave] for wave in start_order(directory)],
     }
@@ -142,6 +173,23 @@ def _edges(directory: Directory) -> Iterator[tuple[MachineEntry, Edge]]:
         for edge in machine.uses:
             if edge.to in targets:
                 yield machine, edge
+
+
+def _links(directory: Directory) -> Iterator[tuple[MachineEntry, LinkedDisk]]:
+    """Every link with the machine it belongs to, but for those to a machine that does not exist."""
+    names = {machine.name for machine in directory.machines}
+    for machine in directory.machines:
+        for link in machine.links:
+            if link.machine in names:
+                yield machine, link
+
+
+def _link_label(link: LinkedDisk) -> str:
+    return f"link {link.name}"
+
+
+def _linked_disk(link: LinkedDisk) -> str:
+    return f"{link.machine}.{link.disk} ({link.mode})"
 
 
 def _stars(directory: Directory) -> list[str]:

@@ -5,7 +5,7 @@ import pathlib
 import re
 import tomllib
 
-from retinue.cp.directory import rules
+from retinue.cp.directory import disks, rules, secrets
 from retinue.cp.directory.entries import read_machines, read_system
 from retinue.cp.directory.errors import DirectoryError, DirectoryErrors
 from retinue.cp.directory.model import Directory
@@ -44,8 +44,11 @@ def load(path: str | os.PathLike[str]) -> Directory:
     rules.check_syslog(mistakes, system, machines)
     rules.check_restarts(mistakes, machines)
     rules.check_network(mistakes, machines)
+    rules.check_commands(mistakes, machines)
+    disks.check_links(mistakes, machines)
     rules.check_order(mistakes, system, machines)
     rules.check_programs(mistakes, system, machines, whole.parent)
+    secrets.check_files(mistakes, machines, whole.parent)
     if mistakes.found:
         raise DirectoryErrors(mistakes.found)
     return Directory(whole, system, tuple(machines), positions)

@@ -24,7 +24,7 @@ STAR_SERVICES = ("*CP", "*LOG")
 #: A name longer than this is no VM user id, and would not fit the columns of a listing.
 NAME_LIMIT = 8
 
-#: Local names (of edges and disks) appear in every record about them; a disk's name is also a folder's.
+#: Local names (of edges, disks, sockets, secrets) appear in every record about them; a disk's name is also a folder's.
 LOCAL_NAME_LIMIT = 32
 
 #: Messages that may be outstanding on a path, per direction, unless the edge says otherwise.
@@ -43,6 +43,9 @@ STORAGE_MINIMUM = 32 * 1024**2
 #: What an x86-64 process can address at all (47 bits); a larger figure is a slip of the pen.
 STORAGE_MAXIMUM = 128 * 1024**4
 
+#: A file system with less room than this cannot hold a folder and a few files.
+DISK_MINIMUM = 64 * 1024
+
 #: Relative to others; what a machine has that says nothing.
 SHARE_DEFAULT = 100
 SHARE_MAXIMUM = 10_000
@@ -53,6 +56,10 @@ THREADS_MAXIMUM = 256
 CPU_MAXIMUM = 6400
 #: Bytes of one secret: it travels in a message of the control path.
 SECRET_MAXIMUM = 64 * 1024
+#: What is shorter can be guessed, and is found by chance in texts that are no secret.
+SECRET_MINIMUM = 8
+#: They travel in one message.
+SECRETS_LIMIT = 64
 
 
 @frozen
@@ -128,10 +135,10 @@ class MachineEntry:
     """One machine as the topology file declares it.
 
     ``program`` is a dotted module name, or ``module:attribute`` for the kinds ``asgi`` and ``wsgi``, or the first word
-    of ``command`` for the kind ``exec``. ``storage`` is in bytes. ``pause`` is the longest pause before a restart, in
-    seconds; 0 means none at all. ``share`` is the machine's share of the processors relative to others, ``cpu`` how
-    many of them it may use at most (0.3 is 30 percent of one; 0 means all). ``threads`` is how many requests a
-    ``wsgi`` application handles at a time.
+    of ``command`` for the kind ``exec``, whose other words are explained in :mod:`retinue.cp.directory.commands`.
+    ``storage`` is in bytes. ``pause`` is the longest pause before a restart, in seconds; 0 means none at all.
+    ``share`` is the machine's share of the processors relative to others, ``cpu`` how many of them it may use at most
+    (0.3 is 30 percent of one; 0 means all). ``threads`` is how many requests a ``wsgi`` application handles at a time.
     ``config`` holds plain TOML values (str, int of 64 bits, float, bool, list, dict) and belongs to the program.
     """
 

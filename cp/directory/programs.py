@@ -99,7 +99,10 @@ def _spec(parts: list[str], places: list[str], folder: pathlib.Path) -> ModuleSp
 
 
 def check(kind: Kind, program: str, folder: pathlib.Path, preload: Collection[str] = ()) -> Problem | None:
-    """What would keep this program from starting, as far as that can be told without running it."""
+    """What would keep this Python program from starting, as far as that can be told without running it.
+
+    That of an ``exec`` machine is looked for by :func:`retinue.cp.directory.commands.find`.
+    """
     module, _, attribute = program.partition(":")
     found = find(module, folder)
     if isinstance(found, Problem):
@@ -139,10 +142,10 @@ def code_folders(directory: Directory, machine: MachineEntry | None = None) -> t
     """The folders to put in front of ``sys.path`` for the programs of a directory, or for that of one machine.
 
     This is the topology file's folder if a program (or the one machine's) lies in it, and otherwise nothing. A
-    machine may read all code in these folders.
+    machine may read all code in these folders; that of a native program may read its program and nothing else.
     """
     machines = directory.machines if machine is None else (machine,)
-    beside = any(lies_beside(one.module, directory.folder) for one in machines)
+    beside = any(one.kind != "exec" and lies_beside(one.module, directory.folder) for one in machines)
     return (str(directory.folder),) if beside else ()
 
 

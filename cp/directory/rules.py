@@ -6,7 +6,7 @@ Each function checks one of them over all machines, right or wrong, and reports 
 import pathlib
 from collections.abc import Sequence
 
-from retinue.cp.directory import programs
+from retinue.cp.directory import commands, programs
 from retinue.cp.directory.model import STAR_SERVICES, MachineEntry, System
 from retinue.cp.directory.order import cycles
 from retinue.cp.directory.positions import KeyPath
@@ -67,6 +67,28 @@ def check_network(mistakes: Mistakes, machines: Sequence[MachineEntry]) -> None:
         mistakes.add(path, path[:2], message, "let one of them use the other by an edge")
 
 
+def check_commands(mistakes: Mistakes, machines: Sequence[MachineEntry]) -> None:
+    """A native program has the sockets and whatever else its command names, and can be reached by its edges."""
+    silent = {
+        machine.name: machine
+        for machine in machines
+        if machine.kind == "exec" and not any(socket.side == "listen" for socket in machine.sockets)
+    }
+    for machine in machines:
+        if machine.kind == "exec":
+            commands.check_sockets(mistakes, machine)
+            commands.check_command(mistakes, machine)
+        for edge in machine.uses:
+            path: KeyPath = ("machines", machine.name, "uses", edge.name, "to")
+            if edge.star and machine.kind == "exec":
+                message = f"{edge.name}: a native program has byte streams, and {edge.to} answers messages"
+                mistakes.add(path, path[:3], message, "remove this edge")
+            if edge.to in silent:
+                message = f"{edge.name}: {edge.to} runs a native program without a socket that others can connect to"
+                hint = f'write  sockets.{edge.name} = "listen"  under [machines.{edge.to}], and tell its program'
+                mistakes.add(path, path[:3], message, hint)
+
+
 def check_order(mistakes: Mistakes, system: System, machines: Sequence[MachineEntry]) -> None:
     """The start order has no cycle."""
     # What the syslog machine waits for is a mistake of its own, and no cycle goes through it once that is cured.
@@ -96,6 +118,10 @@ def check_programs(mistakes: Mistakes, system: System, machines: Sequence[Machin
         if not machine.program:
             continue
         path = ("machines", machine.name, machine.kind)
+        if machine.kind == "exec":
+            if isinstance(missing := commands.find(machine.program, folder), programs.Problem):
+                mistakes.add(path, path[:2], missing.message, missing.hint)
+            continue
         if problem := programs.check(machine.kind, machine.program, folder, system.preload):
             mistakes.add(path, path[:2], problem.message, problem.hint)
         if refused and programs.lies_beside(machine.module, folder):

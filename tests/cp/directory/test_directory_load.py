@@ -6,7 +6,19 @@ import pathlib
 import attrs
 import pytest
 
-from retinue.cp.directory import Directory, DirectoryErrors, Disk, Edge, MachineEntry, System, load
+from retinue.cp.directory import (
+    Directory,
+    DirectoryErrors,
+    Disk,
+    Edge,
+    LinkedDisk,
+    MachineEntry,
+    Secret,
+    SocketEntry,
+    System,
+    executable,
+    load,
+)
 
 GOOD = pathlib.Path(__file__).parents[2] / "topologies" / "good"
 SMALLEST = '[system]\nname = "A"\n[machines.A]\nprogram = "worker"\n'
@@ -31,7 +43,11 @@ def test_load_returns_what_the_file_says() -> None:
     expected = Directory(
         path=(GOOD / "every-key.toml").resolve(),
         system=System(
-            "BANK2", syslog="RECORDS", preload=("sqlite3", "email.message", "math"), secret=("password", "card number")
+            "BANK2",
+            syslog="RECORDS",
+            preload=("sqlite3", "email.message", "math"),
+            secret=("password", "card number"),
+            seal="full",
         ),
         machines=(
             MachineEntry("DOOR", "program", "desk", network=True, uses=(Edge("window", "WINDOW"),)),
@@ -52,6 +68,8 @@ def test_load_returns_what_the_file_says() -> None:
                     "hours": [9, 17.5],
                     "open": {"monday": True, "rates": {"eur": 1}},
                 },
+                share=200,
+                secrets=(Secret("key", file="key.txt"), Secret("card", variable="BANK2_CARD")),
             ),
             MachineEntry(
                 "DESK",
@@ -59,16 +77,43 @@ def test_load_returns_what_the_file_says() -> None:
                 "desk",
                 storage=32 * 1024**2,
                 restart="never",
-                uses=(Edge("again", "WINDOW", lazy=True, on_restart="reconnect", overflow="sever"),),
-                disks=(Disk("ledger"), Disk("drafts_2")),
+                uses=(
+                    Edge("again", "WINDOW", lazy=True, on_restart="reconnect", overflow="sever"),
+                    Edge("vault", "VAULT"),
+                ),
+                disks=(Disk("ledger", linked_by=(("AUDIT", "ro"), ("VAULT", "rw"))), Disk("drafts_2")),
+            ),
+            MachineEntry(
+                "AUDIT",
+                "wsgi",
+                "window:application",
+                threads=2,
+                cpu=1.5,
+                links=(LinkedDisk("books", "DESK", "ledger"),),
+                disks=(Disk("scratch", 16 * 1024**2, temporary=True),),
+            ),
+            MachineEntry(
+                "VAULT",
+                "exec",
+                "./vault.sh",
+                command=(
+                    *("./vault.sh", "--at={sockets.door}", "{links.ledger}", "{disks.gold}", "{secrets.code}"),
+                    "{{}}",
+                ),
+                uses=(Edge("audit", "AUDIT"),),
+                sockets=(SocketEntry("door", "listen"), SocketEntry("audit", "connect")),
+                disks=(Disk("gold", 1024**3),),
+                links=(LinkedDisk("ledger", "DESK", "ledger", "rw"),),
+                secrets=(Secret("code", file="key.txt"),),
             ),
             MachineEntry("RECORDS", "program", "desk", disks=(Disk("a"),)),
         ),
     )
     assert directory == expected
-    assert directory.line("machines", "DESK", "storage") == 27
-    assert directory.line("machines", "DESK", "network") == 25
-    assert directory.machine("DESK").disks == (Disk("ledger"), Disk("drafts_2"))
+    assert directory.line("machines", "DESK", "storage") == 31
+    assert directory.line("machines", "DESK", "network") == 29
+    assert directory.machine("RECORDS").disks == (Disk("a"),)
+    assert executable(directory, directory.machine("VAULT")) == str(GOOD.resolve() / "vault.sh")
     with pytest.raises(KeyError):
         directory.machine("DSK")
 
@@ -105,7 +150,7 @@ def test_directory_cannot_be_changed_and_machines_can_be_keys() -> None:
     directory = load(GOOD / "every-key.toml")
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         directory.system.name = "OTHER"  # type: ignore[misc]
-    assert len(set(directory.machines)) == 4
+    assert len(set(directory.machines)) == 6
 
 
 def test_path_of_a_directory_is_absolute_with_the_links_of_its_folder_resolved(folder: pathlib.Path) -> None:

@@ -36,6 +36,26 @@ TOP
     )
 
 
+def test_text_has_the_links_of_a_machine_under_it() -> None:
+    assert (
+        graph.text(load(GOOD / "every-key.toml"))
+        == """\
+system BANK2: 6 machines
+DOOR (network)
+└─ window: WINDOW
+   ├─ desk: DESK
+   │  ├╌ again: WINDOW (lazy, above)
+   │  └─ vault: VAULT
+   │     ├═ link ledger: DESK.ledger (rw)
+   │     └─ audit: AUDIT
+   │        └═ link books: DESK.ledger (ro)
+   ├─ log: *LOG
+   └─ cp: *CP
+RECORDS (syslog)
+"""
+    )
+
+
 def test_text_cuts_a_circle_open_at_its_lazy_edge() -> None:
     assert graph.text(load(GOOD / "pair.toml")) == (
         "system PAIR: 2 machines\nHEN\n└─ egg: EGG\n   └╌ hen: HEN (lazy, above)\n"
@@ -59,7 +79,9 @@ flowchart TD
     m0["DOOR<br/>(network)"]
     m1["WINDOW"]
     m2["DESK"]
-    m3["RECORDS<br/>(syslog)"]
+    m3["AUDIT"]
+    m4["VAULT"]
+    m5["RECORDS<br/>(syslog)"]
     s0(["*CP"])
     s1(["*LOG"])
     m0 -->|"window"| m1
@@ -67,6 +89,10 @@ flowchart TD
     m1 -->|"log"| s1
     m1 -->|"cp"| s0
     m2 -.->|"again"| m1
+    m2 -->|"vault"| m4
+    m4 -->|"audit"| m3
+    m3 ==>|"link books: ledger #40;ro#41;"| m2
+    m4 ==>|"link ledger: ledger #40;rw#41;"| m2
 """
     )
 
@@ -93,6 +119,8 @@ digraph "BANK2" {
     "DOOR" [label="DOOR\\n(network)", style=bold];
     "WINDOW" [label="WINDOW"];
     "DESK" [label="DESK"];
+    "AUDIT" [label="AUDIT"];
+    "VAULT" [label="VAULT"];
     "RECORDS" [label="RECORDS\\n(syslog)", style=bold];
     "*CP" [shape=ellipse];
     "*LOG" [shape=ellipse];
@@ -101,6 +129,10 @@ digraph "BANK2" {
     "WINDOW" -> "*LOG" [label="log"];
     "WINDOW" -> "*CP" [label="cp"];
     "DESK" -> "WINDOW" [label="again", style=dashed];
+    "DESK" -> "VAULT" [label="vault"];
+    "VAULT" -> "AUDIT" [label="audit"];
+    "AUDIT" -> "DESK" [label="link books: ledger (ro)", style=bold, arrowhead=box];
+    "VAULT" -> "DESK" [label="link ledger: ledger (rw)", style=bold, arrowhead=box];
 }
 """
     )
@@ -119,17 +151,35 @@ def test_as_json_is_plain_and_complete() -> None:
     assert value["system"] == "BANK2"
     assert value["topology"] == str(path.resolve())
     assert value["syslog"] == "RECORDS"
-    assert value["start_order"] == [["RECORDS"], ["DESK"], ["WINDOW"], ["DOOR"]]
+    assert value["seal"] == "full"
+    assert value["start_order"] == [["RECORDS"], ["AUDIT"], ["VAULT"], ["DESK"], ["WINDOW"], ["DOOR"]]
     assert value["machines"][2] == {
         "name": "DESK",
         "kind": "program",
         "program": "desk",
+        "command": [],
+        "threads": None,
         "network": False,
         "storage": 33_554_432,
+        "share": 100,
+        "cpu": None,
         "restart": "never",
         "pause": 10.0,
-        "disks": ["ledger", "drafts_2"],
+        "sockets": {},
+        "disks": [
+            {"name": "ledger", "size": None, "temporary": False, "linked_by": {"AUDIT": "ro", "VAULT": "rw"}},
+            {"name": "drafts_2", "size": None, "temporary": False, "linked_by": {}},
+        ],
+        "secrets": [],
     }
+    assert (value["machines"][3]["threads"], value["machines"][3]["cpu"]) == (2, 1.5)
+    assert value["machines"][4]["command"][:2] == ["./vault.sh", "--at={sockets.door}"]
+    assert value["machines"][4]["sockets"] == {"door": "listen", "audit": "connect"}
+    assert value["machines"][4]["secrets"] == ["code"]
+    assert value["links"] == [
+        {"from": "AUDIT", "name": "books", "to": "DESK", "disk": "ledger", "mode": "ro"},
+        {"from": "VAULT", "name": "ledger", "to": "DESK", "disk": "ledger", "mode": "rw"},
+    ]
     assert value["secret"] == ["password", "card number"]
     assert value["machines"][1]["pause"] == 0.5
     assert value["edges"][1] == {
@@ -141,4 +191,5 @@ def test_as_json_is_plain_and_complete() -> None:
         "on_restart": "restart",
         "overflow": "drop-oldest",
     }
-    assert len(value["edges"]) == 5
+    assert len(value["edges"]) == 7
+    assert "open-sesame" not in json.dumps(value)

@@ -87,8 +87,8 @@ program = "shop"
         "shop.toml:16: [machines.A.uses] A: a machine cannot use itself - remove this edge",
         "shop.toml:16: [machines.A.uses] the start order has a cycle: A uses B as b (shop.toml:16), B uses A as a "
         '(shop.toml:19) - make one of them lazy, as in uses.a = { to = "A", lazy = true }',
-        'shop.toml:17: [machines.B] neither program nor asgi is given - write program = "module" or '
-        'asgi = "module:attribute"',
+        'shop.toml:17: [machines.B] there is none of program, asgi, wsgi and exec - write program = "module", asgi or '
+        'wsgi = "module:attribute", or exec = ["./server"]',
         'shop.toml:18: [machines.B] restart is "sometimes", expected "always", "on-failure" or "never"',
         "shop.toml:20: [machines.B.config] at is a date or time, which cannot be sent to a machine - write it as a "
         "string",
@@ -121,6 +121,14 @@ VALUES = st.sampled_from(
         ),
         *(
             '["A"]',
+            '["cat", "{disks.a}{"]',
+            '"A.a"',
+            '"B.b"',
+            '"rw"',
+            '"listen"',
+            '"connect"',
+            '"30%"',
+            '{ linked_by = { B = "rw" } }',
             "[1]",
             "[[]]",
             '{ to = "B" }',
@@ -135,6 +143,9 @@ VALUES = st.sampled_from(
 KEYS = st.sampled_from(
     [
         *("name", "syslog", "preload", "program", "asgi", "network", "storage", "restart", "uses", "disks", "config"),
+        *("wsgi", "exec", "threads", "share", "cpu", "seal", "sockets", "links", "secrets", "sockets.a", "links.b"),
+        *("links.a.disk", "links.a.mode", "secrets.a", "secrets.a.file", "secrets.b.variable", "disks.a.size"),
+        *("disks.b.temporary", "disks.b.linked_by", "disks.b.linked_by.A"),
         *("uses.a", "uses.b.to", "disks.a", "config.a", "to", '""', '"\\u0000"', "machines", "system", "naem"),
     ]
 )
