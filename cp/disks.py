@@ -4,9 +4,12 @@ import os
 import pathlib
 import shutil
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from retinue.cp.directory import MachineEntry
+from retinue.cp.directory import Disk, LinkedDisk, MachineEntry
+
+# Bytes of the largest file that any file system takes (RLIMIT_FSIZE knows no more either).
+_UNBOUNDED: Final = 2**63 - 1
 
 
 class Held(NamedTuple):
@@ -16,6 +19,8 @@ class Held(NamedTuple):
     readable: tuple[str, ...]
     temporary: tuple[tuple[str, int], ...]
     """With the bytes that each may hold."""
+    file_size: int
+    """Bytes that one file of it may have; 0 where it has no disk to put one on."""
 
 
 class Disks:
@@ -40,7 +45,16 @@ class Disks:
         linked = [self.folder(link.machine, link.disk) for link in machine.links if link.mode == "rw"]
         readable = [self.folder(link.machine, link.disk) for link in machine.links if link.mode == "ro"]
         temporary = [(self.folder(machine.name, disk.name), disk.size or 0) for disk in machine.disks if disk.temporary]
-        return Held((*kept, *linked), tuple(readable), tuple(temporary))
+        return Held((*kept, *linked), tuple(readable), tuple(temporary), self._file_size(machine))
+
+    def _file_size(self, machine: MachineEntry) -> int:
+        """What is not on a disk is memory, of which there is as much as the machine's storage."""
+        linked = [self._linked(link) for link in machine.links if link.mode == "rw"]
+        sizes = [disk.size for disk in (*machine.disks, *linked)]
+        return max(machine.storage, *(_UNBOUNDED if size is None else size for size in sizes)) if sizes else 0
+
+    def _linked(self, link: LinkedDisk) -> Disk:
+        return next(disk for disk in self._machines[link.machine].disks if disk.name == link.disk)
 
     def make(self, users: Mapping[str, int]) -> None:
         """Make every folder, and give it with all in it to the machine's user, if ``users`` has one. OSError."""

@@ -17,12 +17,14 @@ import trio
 
 from retinue.cp.backoff import Backoff
 from retinue.cp.circuit import MAX_PATHS, Circuit
-from retinue.cp.directory import MachineEntry, code_folders
+from retinue.cp.directory import MachineEntry, code_folders, executable
 from retinue.cp.errors import Misfit
 from retinue.cp.host.errors import SpawnFailed
 from retinue.cp.host.interface import Birth, Exit
+from retinue.cp.run_folders import INSIDE
 from retinue.cp.states import FINAL, TABLE, Happening, State
 from retinue.cp.syslog import CRITICAL, ERROR, INFO, NOTICE
+from retinue.cp.watch import MIB, mebibytes
 from retinue.pipes import (
     AccessDenied,
     Message,
@@ -87,6 +89,7 @@ class Life:
         self.born_at: float | None = None  # monotonic
         self.misfits: tuple[Misfit, ...] = ()
         self.settled = trio.Event()  # the first generation has loaded its program, or failed to
+        self._executable = ""  # of the present generation, for a native program
         self._ready_at: float | None = None
         self._edges = {edge.name: edge for edge in entry.uses}
         self._cp = cp
@@ -163,10 +166,15 @@ class Life:
         self.generation += 1
         self._exit, self._exited, self._trouble, self._ready_at = None, trio.Event(), None, None
         self._begun = self._follows = False
+        if full := await self._cp.watch.full(self.entry):
+            return Death(full, asked=False, failed=True)
         control_ours, control_theirs = socket_pair()
         log_ours, log_theirs = socket_pair()
         try:
             self._cp.disks.empty(self.entry)
+            if self.entry.kind == "exec":
+                self._executable = executable(self._cp.topology, self.entry)
+            self._cp.run_folders.renew(self.entry, self._cp.users.get(self.name, -1))
             with control_theirs, log_theirs:
                 born = await self._cp.host.spawn(self._birth(), (control_theirs.fileno(), log_theirs.fileno()))
         except (SpawnFailed, OSError) as exc:
@@ -223,8 +231,12 @@ class Life:
             uid=self._cp.users.get(self.name, -1),
             links=held.readable,
             temporary=held.temporary,
+            run=self._cp.run_folders.folder(self.entry),
+            executable=self._executable,
+            file_size=held.file_size,
             share=self.entry.share,
             cpu=self.entry.cpu,
+            largest_share=max(entry.share for entry in self._cp.topology.machines),
         )
 
     async def _bring_up(self) -> None:
@@ -249,16 +261,27 @@ class Life:
             self._kill(f"it was not ready within {START_LIMIT:.0f} s: its program did not call vm.ready()")
 
     def _load_arguments(self) -> dict[str, Any]:
-        return {
+        arguments = {
             "name": self.name,
             "kind": self.entry.kind,
             "program": self.entry.program,
             "config": self.entry.config,
             "edges": {
-                edge.name: {"limit": edge.limit, "overflow": edge.overflow, "to": edge.to} for edge in self.entry.uses
+                edge.name: {"limit": edge.limit, "overflow": edge.overflow, "to": edge.to, "lazy": edge.lazy}
+                for edge in self.entry.uses
             },
             "disks": self._cp.disks.table(self.entry),
+            "threads": self.entry.threads,
+            "secrets": self._cp.secrets.of(self.name),
         }
+        if self.entry.kind == "exec":
+            arguments |= {
+                "executable": self._executable,
+                "command": [self._executable, *self.entry.command[1:]],
+                "sockets": {socket.name: socket.side for socket in self.entry.sockets},
+                "run": INSIDE if "mount-ns" in self.seal else self._cp.run_folders.folder(self.entry),
+            }
+        return arguments
 
     def _not_loaded(self, refusal: Rejected) -> None:
         untrusted = refusal.detail
@@ -270,8 +293,12 @@ class Life:
 
     def _kill(self, trouble: str) -> None:
         if self._trouble is None:
-            self._trouble = trouble
+            self._trouble = self._cp.secrets.hide(trouble)  # it may be what the machine said
         self._cp.host.signal(self.name, self.generation, signal.SIGKILL)
+
+    def overrun(self, cause: str) -> None:
+        """The process of the present generation is over a limit, and is ended."""
+        self._kill(cause)
 
     async def _end_when_asked(self) -> None:
         """Ask, wait for a bounded time, force: each step is a record."""
@@ -314,10 +341,20 @@ class Life:
             return Death(self._trouble, asked, failed=True)
         if code == 0:
             return Death("asked to stop" if asked else "its program returned", asked, failed=False)
+        if exit.out_of_storage:
+            return Death(
+                f"out of storage: killed by the host at its limit of {self._storage(exit)}", asked, failed=True
+            )
         if code < 0:
             return Death(f"killed by {_signal_name(-code)}", asked, failed=True)
         said = exit.ended or self._cp.last_complaint(self.name, self.generation)
+        if said and said.startswith("MemoryError"):
+            return Death(f"out of storage: its program got {said} within {self._storage(exit)}", asked, failed=True)
         return Death(f"exit status {code}" + (f": {said}" if said else ""), asked, failed=True)
+
+    def _storage(self, exit: Exit) -> str:
+        peak = f" (peak {exit.peak_storage / MIB:.1f} MiB)" if exit.peak_storage else ""
+        return mebibytes(self.entry.storage) + peak
 
     def _in_order(self, death: Death) -> bool:
         return death.asked or (not death.failed and self.entry.restart != "always")
@@ -334,6 +371,8 @@ class Life:
             fields["event"] = State.STOPPED.value  # which a display of states shows anyway
         if exit is not None:
             fields |= {"pid": exit.pid, "status": exit.status, "peak_kib": exit.peak_kib}
+            if exit.peak_storage:
+                fields["peak_storage"] = exit.peak_storage
             fields |= {"user_s": round(exit.user_s, 3), "system_s": round(exit.system_s, 3)}
         severity = INFO if in_order else ERROR
         self._cp.syslog.write(

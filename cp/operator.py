@@ -172,7 +172,7 @@ class OperatorPath:
         return {"paths": await self._nursery.start(self._tap_on, edge, record)}
 
     async def _tap_on(self, edge: str, record: bool, *, task_status: trio.TaskStatus[int]) -> None:
-        tap = Tap(self._cp.topology.system.secret, largest=RECORDED if record else SHOWN)
+        tap = Tap(self._cp.topology.system.secret, secrets=self._cp.secrets, largest=RECORDED if record else SHOWN)
         paths = self._cp.switchboard.paths_by_edge()[edge]
         self._taps += 1
         try:

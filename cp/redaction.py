@@ -1,9 +1,11 @@
-"""What nobody may read who looks at other people's messages: the values of secret keys."""
+"""What nobody may read who looks at other people's messages: the values of secret keys, and secrets."""
 
 from collections.abc import Iterable
 from typing import Any, Final
 
 import attrs
+
+from retinue.cp.secrets import NO_SECRETS, Secrets
 
 # What stands in the place of a secret value.
 REDACTED: Final = "[redacted]"
@@ -23,13 +25,14 @@ class Redacted:
 
 
 class Redaction:
-    """Takes the values of secret keys out of messages.
+    """Takes the values of secret keys out of messages, and the secrets of machines wherever they stand.
 
     A key is a string or bytes, and its case does not count. Its value is what stands under it in a map, at any depth,
     or behind it in an array of exactly two elements, as in a list of HTTP headers.
     """
 
-    def __init__(self, keys: Iterable[str] = ()) -> None:
+    def __init__(self, keys: Iterable[str] = (), secrets: Secrets = NO_SECRETS) -> None:
+        self._secrets = secrets
         self._keys = frozenset(key.casefold() for key in (*ALWAYS, *keys))
 
     def apply(self, value: Any) -> Redacted:
@@ -54,7 +57,12 @@ class Redaction:
                     below += [inner for inner in each if type(inner) in _NESTED]
             depth += 1
             level = below
-        return Redacted(root[0], found, depth - 1)
+        hidden, count = self._secrets.hide_in(root[0])
+        return Redacted(hidden, found + count, depth - 1)
+
+    def text(self, text: str) -> str:
+        """Redact a text that comes with a message."""
+        return self._secrets.hide(text)
 
     def _secret(self, key: Any) -> bool:
         if type(key) is bytes:

@@ -21,6 +21,7 @@ import trio
 
 from retinue.cp.broadcast import Broadcast
 from retinue.cp.ring import Record, Ring
+from retinue.cp.secrets import NO_SECRETS, Secrets
 from retinue.pipes import Path, PathError, ProtocolViolation, Rejected, wire
 
 # Records kept here of each machine, and their bytes: enough to explain a bad minute of it. Each has a ring of its own,
@@ -78,7 +79,8 @@ class _Source:
 class Syslog:
     """Takes, stamps and hands on the records of one system."""
 
-    def __init__(self) -> None:
+    def __init__(self, secrets: Secrets = NO_SECRETS) -> None:
+        self._secrets = secrets
         self.run = uuid.uuid4().hex
         """Tells the records of this run of the system from those of others: sequence numbers begin anew."""
         self._last = 0
@@ -104,6 +106,9 @@ class Syslog:
     def _take(
         self, machine: str, generation: int, when: float, severity: int, logger: str, message: str, fields: Any
     ) -> Record:
+        # Here every record passes, and nobody has it yet.
+        message, logger = self._secrets.hide(message), self._secrets.hide(logger)
+        fields, _ = self._secrets.hide_in(fields)
         record = {
             "seq": self._last + 1,
             "time": when,
@@ -201,6 +206,7 @@ class Syslog:
             source.line = ""
 
     def _line(self, source: _Source, line: str) -> None:
+        line = self._secrets.hide(line)  # before it is cut
         for start in range(0, max(len(line), 1), MAX_LINE):
             part = line[start : start + MAX_LINE]
             self._take(source.machine, source.generation, time.time(), NOTICE, "console", part, {})

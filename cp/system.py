@@ -8,21 +8,26 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import attrs
 import trio
 
 from retinue.cp import directory
 from retinue.cp.disks import Disks
 from retinue.cp.errors import ConfigRejected, Misfit, StartFailed
-from retinue.cp.host.interface import Host, SavedSystemDied, Terminate
+from retinue.cp.host import levels
+from retinue.cp.host.interface import Host, LimitFailed, SavedSystemDied, Terminate
 from retinue.cp.life import GRACE, Life
 from retinue.cp.offences import Offences
 from retinue.cp.operator import ALL, LOOK, READ, OperatorPath
 from retinue.cp.operator_socket import StrangePeer, check_peer
+from retinue.cp.run_folders import RunFolders
+from retinue.cp.secrets import NO_SECRETS, Secrets
 from retinue.cp.selftest import Report, profiles, self_test
 from retinue.cp.states import FINAL, State
 from retinue.cp.switchboard import Switchboard
 from retinue.cp.syslog import CRITICAL, ERROR, INFO, NOTICE, WARNING, Syslog, checked_records
 from retinue.cp.users import own_users
+from retinue.cp.watch import Watch
 from retinue.pipes import Path, PathError, SocketTransport, wire
 
 EXIT_FAILED: Final = 1
@@ -39,7 +44,14 @@ class ControlProgram:
     """Brings a system up, keeps it as declared and takes it down."""
 
     def __init__(
-        self, topology: directory.Directory, host: Host, state_folder: pathlib.Path, nursery: trio.Nursery
+        self,
+        topology: directory.Directory,
+        host: Host,
+        state_folder: pathlib.Path,
+        nursery: trio.Nursery,
+        *,
+        runtime_folder: pathlib.Path | None = None,
+        secrets: Secrets = NO_SECRETS,
     ) -> None:
         self.topology = topology
         self.name = topology.system.name
@@ -47,13 +59,18 @@ class ControlProgram:
         self.grace = GRACE
         self.state = "STARTING"
         self.was_ready = False
-        self.syslog = Syslog()
+        self.secrets = secrets
+        self.syslog = Syslog(secrets)
         self.offences = Offences(self.syslog, nursery)
         self.lives = {entry.name: Life(entry, self) for entry in topology.machines}
         self.switchboard = Switchboard(
             dict(self.lives), {"*CP": self._serve_star(LOOK), "*LOG": self._serve_star(READ)}, nursery
         )
         self.disks = Disks(state_folder, {entry.name: entry for entry in topology.machines})
+        self.run_folders = RunFolders(runtime_folder or state_folder)
+        self.watch = Watch(
+            self.lives, {entry.name: entry for entry in topology.machines}, self.disks, host, self.syslog
+        )
         self.users: dict[str, int] = {}
         self.self_test: Report | None = None
         self._since = time.time()
@@ -68,9 +85,13 @@ class ControlProgram:
 
     async def run(self, console: socket.socket, operators: socket.socket) -> None:
         """Run the system to its end. ``console`` is the path of whoever started it, ``operators`` listens for more."""
-        for layer in self.host.seal_report():
-            if layer.system == "sealed" and not layer.present:
-                self.syslog.write(WARNING, f"the seal of {layer.system} machines lacks {layer.layer}: {layer.why}")
+        report, root = self.host.seal_report(), os.geteuid() == 0
+        if text := levels.refusal(self.topology.system.seal, report, root=root):
+            self._end("failed", text, EXIT_FAILED)
+            return
+        for system in dict.fromkeys(layer.system for layer in report):
+            for lack in levels.missing("full", report, system=system, root=root):
+                self.syslog.write(WARNING, f"the seal of {system} machines lacks {lack.layer}: {lack.why}")
         try:
             self.users = self._give_users()
             self.disks.make(self.users)
@@ -81,6 +102,8 @@ class ControlProgram:
             return
         self._nursery.start_soon(self._read_exits)
         self._nursery.start_soon(self._read_host_events)
+        self.watch.tell()
+        self._nursery.start_soon(self.watch.run)
         self._nursery.start_soon(self.switchboard.watch)
         self._nursery.start_soon(self._serve_console, console)
         self._nursery.start_soon(self._accept_operators, operators)
@@ -96,6 +119,7 @@ class ControlProgram:
             with trio.move_on_after(FAREWELL):
                 await self.syslog.broadcast.finish()
             machines.cancel_scope.cancel()
+        self.run_folders.remove()
 
     async def _seal_holds(self) -> bool:
         """Whether scratch machines could do nothing that they must not; else the system ends before it began."""
@@ -103,6 +127,8 @@ class ControlProgram:
         storage = max(entry.storage for entry in entries)
         self.self_test = await self_test(self.host, self.syslog, profiles(entries), storage=storage)
         text = self.self_test.text
+        if self._stopping:
+            return False  # and the scratch machines may have been ended with everything else
         if self.self_test.passed:
             self.syslog.write(INFO, text)
         else:
@@ -129,7 +155,7 @@ class ControlProgram:
 
     def _end(self, how: str, text: str, exit_code: int) -> None:
         """The last word: the nucleus removes what is left, the control program leaves."""
-        self.host.end(how, text, exit_code)
+        self.host.end(how, self.secrets.hide(text), exit_code)
         self._over.set()
 
     def _turn(self, state: str, cause: str | None = None, exit_code: int | None = None) -> None:
@@ -146,6 +172,7 @@ class ControlProgram:
         exit_code: int | None = None,
     ) -> None:
         """Tell everybody who follows that the state of a machine (or of the system) has changed; leaves a record."""
+        cause = cause and self.secrets.hide(cause)
         event = {"time": time.time(), "machine": machine, "generation": generation}
         event |= {"state": state, "previous": previous, "cause": cause}
         if exit_code is not None:
@@ -221,7 +248,7 @@ class ControlProgram:
                 untrusted_keys, text = [], "its program told a mistake that cannot be read"
         keys = tuple(key for key in untrusted_keys if isinstance(key, str | int))
         line = self.topology.line("machines", machine, "config", *keys)
-        return Misfit(self.topology.path.name, line, machine, keys, text)
+        return Misfit(self.topology.path.name, line, machine, keys, self.secrets.hide(text))
 
     # -- stop ----------------------------------------------------------------------------------------------------------
 
@@ -269,6 +296,8 @@ class ControlProgram:
             match event:
                 case Terminate():
                     self.stop("terminated", "the nucleus was asked to end by a signal")
+                case LimitFailed():
+                    self.watch.failed(event)
                 case SavedSystemDied():
                     self.syslog.write(CRITICAL, f"the saved system {event.system} died: {event.text}")
                     self._turn("FAILED", f"the saved system died: {event.text}", EXIT_FAILED)
@@ -376,6 +405,7 @@ class ControlProgram:
                 {"system": layer.system, "layer": layer.layer, "present": layer.present, "why": layer.why}
                 for layer in self.host.seal_report()
             ],
+            "limits": [attrs.asdict(limit) for limit in self.host.limits_report()],
             "self_test": None if self.self_test is None else self.self_test.as_dict(),
         }
 

@@ -21,6 +21,7 @@ import trio
 from retinue.cp.errors import ControlProgramError
 from retinue.cp.redaction import Redaction
 from retinue.cp.relay import Direction, Listener
+from retinue.cp.secrets import NO_SECRETS, Secrets
 from retinue.cp.traffic import Note, Traffic
 from retinue.pipes import ProtocolViolation, wire
 from retinue.pipes.wire import Kind
@@ -90,8 +91,8 @@ class _Held:
 class Tap:
     """One reader's view of an edge: :meth:`listener` for each path and binding, :meth:`read` for the reader."""
 
-    def __init__(self, secret: Iterable[str] = (), *, largest: int = SHOWN) -> None:
-        self._redaction = Redaction(secret)
+    def __init__(self, secret: Iterable[str] = (), *, secrets: Secrets = NO_SECRETS, largest: int = SHOWN) -> None:
+        self._redaction = Redaction(secret, secrets)
         self._largest = largest
         self._paths: dict[int, Traffic] = {}
         self._queue: deque[_Held | _Gap | Item] = deque()
@@ -240,13 +241,14 @@ class Tap:
                 if taken := wire.descriptors_of(frame):
                     item["descriptors"] = taken
             case [Kind.REJECT, ident, code, text, detail] if "omitted" not in more:
-                item |= {"id": ident, "code": code, "text": text} | self._clean("detail", detail)
+                item |= {"id": ident, "code": self._redaction.text(code), "text": self._redaction.text(text)}
+                item |= self._clean("detail", detail)
             case [Kind.SEND | Kind.CALL | Kind.REPLY | Kind.REJECT | Kind.PURGE, ident, *_]:
                 item["id"] = ident
             case [Kind.ACK, first, last]:
                 item |= {"id": first, "last": last}
             case [Kind.SEVER, code, text]:
-                item |= {"code": code, "text": text}
+                item |= {"code": self._redaction.text(code), "text": self._redaction.text(text)}
             case [Kind.DATA, data]:
                 item["bytes"] = len(data)
         if item.get("id", 0) < 0:

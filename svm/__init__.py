@@ -4,9 +4,27 @@ A program is a module with ``async def main(vm: Machine[Config]) -> None`` and, 
 ``Config``. ``logging`` and ``print`` go to ``*LOG``.
 """
 
+from retinue.svm.errors import BadDestination as BadDestination
 from retinue.svm.errors import ConnectRefused as ConnectRefused
 from retinue.svm.errors import EdgeNotDeclared as EdgeNotDeclared
 from retinue.svm.errors import NoSuchDisk as NoSuchDisk
+from retinue.svm.errors import NoSuchSecret as NoSuchSecret
+from retinue.svm.errors import OutsideFailed as OutsideFailed
 from retinue.svm.machine import Machine as Machine
+from retinue.svm.outside import Datagrams as Datagrams
+from retinue.svm.outside import OutsideStream as OutsideStream
+from retinue.svm.outside import dial as dial
+from retinue.svm.outside import open_datagrams as open_datagrams
 
-__all__ = ["ConnectRefused", "EdgeNotDeclared", "Machine", "NoSuchDisk"]
+__all__ = [
+    "BadDestination",
+    "ConnectRefused",
+    "Datagrams",
+    "EdgeNotDeclared",
+    "Machine",
+    "NoSuchDisk",
+    "OutsideFailed",
+    "OutsideStream",
+    "dial",
+    "open_datagrams",
+]

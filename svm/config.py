@@ -96,6 +96,8 @@ def structure(table: dict[str, Any], config_class: type | None, program: str) ->
 
 
 def _mistakes(error: BaseException, keys: tuple[str | int, ...], config_class: Any) -> list[ConfigMistake]:
+    if isinstance(error, ConfigError):  # of a validator that looks deeper than its own field
+        return [ConfigMistake((*keys, *mistake.keys), mistake.text) for mistake in error.mistakes]
     if isinstance(error, cattrs.IterableValidationError):
         noted, plain = error.group_exceptions()
         found = [each for exc, note in noted for each in _mistakes(exc, (*keys, note.index), None)]

@@ -1,10 +1,12 @@
 """What can go wrong inside a machine, cut by who is at fault.
 
 ========================  ==========================================================================
-you (the program)         :class:`ProgramError`, :class:`NoSuchDisk`, :class:`WrongEvent`, :class:`LifespanFailed`
+you (the program)         :class:`ProgramError`, :class:`NoSuchDisk`, :class:`NoSuchSecret`, :class:`BadDestination`,
+                          :class:`WrongEvent`, :class:`LifespanFailed`
 the topology              :class:`ConfigError`
 the policy                :class:`EdgeNotDeclared` (an AccessDenied)
 the other machine         :class:`ConnectRefused`
+the world outside         :class:`OutsideFailed`
 the client                :class:`ClientDisconnected`
 the host                  a failed step of the boot order (an OSError)
 ========================  ==========================================================================
@@ -71,6 +73,29 @@ class ConnectRefused(PathError):
         super().__init__(f'no path for the edge "{edge}" ({code}){": " + text if text else ""}')
 
 
+class BadDestination(PathError, ValueError):
+    """What you passed is no host and port that one could go to. ``text`` says why."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        super().__init__(text)
+
+
+class OutsideFailed(PathError, OSError):
+    """You may go there, but the world outside did not let you.
+
+    ``code`` is ``unresolved`` (the name has no address), ``unreachable`` or ``timeout``; ``errno`` is the system's
+    number, 0 when it has none for this.
+    """
+
+    def __init__(self, code: str, text: str, number: int = 0) -> None:
+        self.code = code
+        super().__init__(number, text)
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
 class NoSuchDisk(LookupError):
     """The topology gives this machine no disk of that name."""
 
@@ -80,6 +105,18 @@ class NoSuchDisk(LookupError):
         super().__init__(
             f'{machine} has no disk "{disk}" ({known}); '
             f"to give it one, put  disks.{disk} = {{}}  under [machines.{machine}]"
+        )
+
+
+class NoSuchSecret(LookupError):
+    """The topology gives this machine no secret of that name."""
+
+    def __init__(self, machine: str, secret: str, declared: tuple[str, ...]) -> None:
+        self.machine, self.secret, self.declared = machine, secret, declared
+        known = f"it has {', '.join(declared)}" if declared else "it has none"
+        super().__init__(
+            f'{machine} has no secret "{secret}" ({known}); '
+            f'to give it one, put  secrets.{secret} = {{ file = "FILE" }}  under [machines.{machine}]'
         )
 
 

@@ -23,7 +23,7 @@ from retinue.pipes import (
     wire,
 )
 from retinue.svm.edge import Edge
-from retinue.svm.errors import ConnectRefused, EdgeNotDeclared, NoSuchDisk
+from retinue.svm.errors import ConnectRefused, EdgeNotDeclared, NoSuchDisk, NoSuchSecret
 
 C = TypeVar("C")
 
@@ -40,7 +40,7 @@ _log = logging.getLogger("retinue.svm")
 
 
 class Machine(Generic[C]):
-    """What a program has of the world: its name, its configuration, its disks and its edges. There is nothing else.
+    """What a program has of the world: its name, its configuration, its disks, secrets and edges. There is no more.
 
     ``name`` is the machine's name in the topology, ``config`` the program's own ``Config`` (None for a program without
     one), ``edges`` the local names it may connect to.
@@ -55,6 +55,7 @@ class Machine(Generic[C]):
         disks: dict[str, str],
         control: Path,
         nursery: trio.Nursery,
+        secrets: Mapping[str, bytes] | None = None,
     ) -> None:
         self.name = name
         self.config = config
@@ -62,6 +63,7 @@ class Machine(Generic[C]):
         self._uses = dict(edges)
         self._serves: dict[str, Edge] = {}
         self._disks = disks
+        self._secrets = dict(secrets or {})
         self._control = control
         self._nursery = nursery
         self._stopping = trio.Event()
@@ -86,11 +88,25 @@ class Machine(Generic[C]):
         return self._stopping
 
     def disk(self, name: str) -> pathlib.Path:
-        """The folder of one of the machine's own disks, which persist. :exc:`NoSuchDisk` for any other name."""
+        """The folder of one of the machine's disks or links. :exc:`NoSuchDisk` for any other name."""
         try:
             return pathlib.Path(self._disks[name])
         except KeyError:
             raise NoSuchDisk(self.name, name, tuple(self._disks)) from None
+
+    def secret(self, name: str) -> str:
+        """One of the machine's secrets as a text; :exc:`NoSuchSecret` for any other name.
+
+        UnicodeDecodeError for one that is not UTF-8, which :meth:`secret_bytes` tells.
+        """
+        return self.secret_bytes(name).decode()
+
+    def secret_bytes(self, name: str) -> bytes:
+        """One of the machine's secrets as it is; :exc:`NoSuchSecret` for any other name."""
+        try:
+            return self._secrets[name]
+        except KeyError:
+            raise NoSuchSecret(self.name, name, tuple(self._secrets)) from None
 
     async def ready(self) -> None:
         """Tell the control program that this machine can be used; machines that use it start then. Once is enough."""

@@ -65,7 +65,7 @@ class Runtime:
 
     async def _load(self, arguments: dict[str, Any], _: Message) -> None:
         try:
-            self._program = program.load(arguments["kind"], arguments["program"])
+            self._program = program.load(arguments["kind"], arguments["program"], arguments)
             settings = config.structure(arguments["config"], self._program.config_class, arguments["program"])
         except ProgramError as exc:
             raise Rejected("bad-program", exc.text) from None
@@ -74,10 +74,11 @@ class Runtime:
         self._machine = Machine(
             name=arguments["name"],
             config=settings,
-            edges={name: Edge(name, **about) for name, about in arguments["edges"].items()},
+            edges={name: _edge(name, about) for name, about in arguments["edges"].items()},
             disks=arguments["disks"],
             control=self._control,
             nursery=self._nursery,
+            secrets=arguments["secrets"],
         )
 
     async def _start(self, _: dict[str, Any], message: Message) -> None:
@@ -123,6 +124,11 @@ class Runtime:
             self._machine.abandon(f"{self._machine.name} failed")
         self._control.sever("finished")
         self._nursery.cancel_scope.cancel()
+
+
+def _edge(name: str, about: dict[str, Any]) -> Edge:
+    """An edge out of the arguments of ``load``; when it is connected is the business of the kind ``exec`` alone."""
+    return Edge(name, **{key: value for key, value in about.items() if key != "lazy"})
 
 
 def _exit_code(leaving: SystemExit) -> int:

@@ -2,6 +2,8 @@
 
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import IO, TYPE_CHECKING
 
@@ -34,11 +36,12 @@ def up(ctx: click.Context, file: str, detach: bool) -> int:
     name, chosen = directory.system.name, selection(ctx)
     if chosen.named and chosen.system != name:
         raise click.UsageError(f"{file} declares the system {name}, not {chosen.system}", ctx)
+    variables = _secret_variables(file, directory)
     places = find_places(chosen.state)
     if places.notice:
         tell(f"retinue: {places.notice}")
     try:
-        return _up(directory, places.folders(name), detach=detach)
+        return _up(directory, places.folders(name), variables, detach=detach)
     except FolderError as error:
         raise CannotCreate(str(error), error.cure) from error
     except runtime.SystemRuns as error:
@@ -48,7 +51,22 @@ def up(ctx: click.Context, file: str, detach: bool) -> int:
         raise BeingStarted(str(error)) from error
 
 
-def _up(directory: "Directory", folders: Folders, *, detach: bool) -> int:
+def _secret_variables(file: str, directory: "Directory") -> dict[str, bytes]:
+    """The variables of the environment that hold secrets. Raises TopologyWrong if a secret is missing anywhere."""
+    from retinue.cp.cli.topology import told
+    from retinue.cp.directory import DirectoryErrors
+    from retinue.cp.directory.secrets import named_variables, read_values
+
+    names = sorted(named_variables(directory))
+    variables = {name: os.environb[name.encode()] for name in names if name in os.environ}
+    try:
+        read_values(directory, variables, file)
+    except DirectoryErrors as wrong:
+        raise told(file, wrong) from wrong
+    return variables
+
+
+def _up(directory: "Directory", folders: Folders, variables: dict[str, bytes], *, detach: bool) -> int:
     from retinue.cp.cli.attendance import Attendance
     from retinue.cp.cli.session import NucleusProcess, converse
     from retinue.cp.host.launch import launch
@@ -57,7 +75,7 @@ def _up(directory: "Directory", folders: Folders, *, detach: bool) -> int:
     with runtime.starting(folders) as window:
         ours, theirs = socket_pair()
         try:
-            with _open_log(folders) as log, theirs:
+            with _open_log(folders) as log, theirs, _handed_over(variables) as secrets:
                 process = launch(
                     system=folders.system,
                     network=any(machine.network for machine in directory.machines),
@@ -66,6 +84,8 @@ def _up(directory: "Directory", folders: Folders, *, detach: bool) -> int:
                     runtime=str(folders.runtime),
                     state=str(folders.state),
                     console=theirs,
+                    secrets=secrets,
+                    leave_out=variables,
                     stderr_file=log,
                 )
         except BaseException:
@@ -88,6 +108,19 @@ def _up(directory: "Directory", folders: Folders, *, detach: bool) -> int:
                 runtime.clean(folders)
             nucleus.close()
         return code
+
+
+@contextmanager
+def _handed_over(variables: dict[str, bytes]) -> Iterator[int]:
+    """A descriptor with the variables, closed at the end; -1 if there are none."""
+    from retinue.cp.secrets import hand_over
+
+    descriptor = hand_over(variables) if variables else -1
+    try:
+        yield descriptor
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def _open_log(folders: Folders) -> IO[bytes]:

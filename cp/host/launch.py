@@ -3,7 +3,7 @@
 import os
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import IO
 
 from retinue.cp.host import nucleus, process, saved
@@ -21,6 +21,8 @@ def launch(
     stderr_file: IO[bytes] | IO[str] | int,
     network: bool,
     preload: Sequence[str] = (),
+    secrets: int = -1,
+    leave_out: Collection[str] = (),
     cp_entry: str = nucleus.CP_ENTRY,
     boot_entry: str = saved.BOOT_ENTRY,
 ) -> "subprocess.Popen[bytes]":
@@ -34,6 +36,8 @@ def launch(
     :param stderr_file: where standard output and error of nucleus, CP and saved systems go.
     :param network: whether any machine keeps the host's network.
     :param preload: modules that the saved systems import, ``[system] preload``.
+    :param secrets: a descriptor for the CP, which the nucleus keeps open for the next one; -1 for none. Borrowed.
+    :param leave_out: variables of the environment that no process of the system gets.
     :returns: the nucleus. Its exit status: what the CP ended the system with; 1 if it ended badly, 73 if ``runtime``
         cannot be written to, 75 if another nucleus holds it.
     """
@@ -47,6 +51,7 @@ def launch(
         "runtime": os.path.abspath(runtime),
         "state": os.path.abspath(state),
         "console": console.fileno(),
+        "secrets": secrets,
         "network": network,
         "preload": list(preload),
         "cp_entry": cp_entry,
@@ -57,7 +62,8 @@ def launch(
         stdin=subprocess.DEVNULL,
         stdout=stderr_file,
         stderr=stderr_file,
-        pass_fds=[console.fileno()],
+        pass_fds=[console.fileno(), *([secrets] if secrets >= 0 else [])],
+        env={name: value for name, value in os.environ.items() if name not in leave_out},
         cwd="/",
         start_new_session=True,
     )

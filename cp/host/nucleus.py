@@ -96,11 +96,14 @@ class _End(Exception):
 def main(arguments: dict[str, Any]) -> int:
     """Run a system; returns its exit status once nothing of it is left.
 
-    Arguments: ``console`` (descriptor, handed to the CP), ``system``, ``topology``, ``runtime``, ``state`` (absolute
-    paths), ``network`` (bool: a saved system for machines with the host's network is wanted), ``preload`` (modules),
-    ``cp_entry``, ``boot_entry``.
+    Arguments: ``console`` (descriptor, handed to the CP), ``secrets`` (descriptor or -1, handed to the CP and kept
+    open as long as the nucleus lives, for a CP that is started again; not looked into), ``system``, ``topology``,
+    ``runtime``, ``state`` (absolute paths), ``network`` (bool: a saved system for machines with the host's network is
+    wanted), ``preload`` (modules), ``cp_entry``, ``boot_entry``.
     """
-    os.set_inheritable(arguments["console"], False)
+    for descriptor in (arguments["console"], arguments["secrets"]):
+        if descriptor >= 0:
+            os.set_inheritable(descriptor, False)
     try:
         lock = folders.claim(arguments["runtime"])
     except OSError as error:
@@ -178,8 +181,10 @@ class Nucleus:
         with theirs:
             arguments = {name: self._arguments[name] for name in ("path", "system", "topology", "runtime", "state")}
             arguments |= {"entry": self._arguments["cp_entry"], "title": "control-program"}
-            arguments |= {"link": theirs.fileno(), "console": console}
-            self._cp_pid = process.start(arguments, inherit=[theirs.fileno(), console], environment=dict(os.environ))
+            secrets = self._arguments["secrets"]
+            arguments |= {"link": theirs.fileno(), "console": console, "secrets": secrets}
+            inherit = [theirs.fileno(), console, *([secrets] if secrets >= 0 else [])]
+            self._cp_pid = process.start(arguments, inherit=inherit, environment=dict(os.environ))
         # The CP alone holds the operator's console, so that its death is seen there.
         os.close(console)
         self._cp = self._register(ours)

@@ -97,6 +97,7 @@ class Run:
                     "config": config,
                     "edges": {"stock": {"limit": 4, "overflow": "drop-newest"}},
                     "disks": {},
+                    "secrets": {},
                 },
             ]
         )
