@@ -123,8 +123,10 @@ class Pump:
                 frames = self._on_packet(data, descriptors)
                 if self._over:
                     return
-                if size < SMALL and frames == 1:
-                    break  # a call or an answer: nothing follows, most likely, and to be told so costs as much as it
+                # A call or an answer: nothing follows, most likely, and to be told so costs as much as it. Where one
+                # acknowledgement is, others are: to read each in a turn of its own costs far more than it.
+                if size < SMALL and frames == 1 and data[1] != _ACK:
+                    break
                 turn -= max(1, frames, size // DRAIN_BYTES)
 
     async def _get_other(self) -> bool:
@@ -196,7 +198,7 @@ class Pump:
             self._on_packet_done()
             if not session.link.idle:
                 self.flush()
-            elif self._written is not None:
+            elif self._written:
                 self._written.unpark_all()
             link = session.link
             if (self._congested or link.held_back) and link.backlog > wire.most_unread(
@@ -252,7 +254,7 @@ class Pump:
                 self._end()
                 return
             if self._packet is None:
-                if self._written is not None and not session.link.held_back:
+                if self._written and not session.link.held_back:
                     self._written.unpark_all()
                 return
             try:
@@ -297,4 +299,5 @@ class Pump:
             await self._written.park()
 
 
+_ACK: Final = int(wire.Kind.ACK)
 _NOT_METERED: Final = frozenset({wire.Kind.HELLO, wire.Kind.SEEN, wire.Kind.SEVER})

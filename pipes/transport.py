@@ -79,6 +79,7 @@ _buffer = _Buffer()
 # Plain numbers: to combine members of an enumeration for each packet costs as much as a system call.
 _SEND_FLAGS: Final = int(socket.MSG_NOSIGNAL)
 _RECEIVE_FLAGS: Final = int(socket.MSG_CMSG_CLOEXEC)
+_FEWER: Final = int(socket.MSG_CTRUNC)
 _CUT: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 
 # What send(2) says when the other end is closed or was reset.
@@ -117,7 +118,7 @@ class SocketTransport:
         except OSError:
             return b"", []
         descriptors = _descriptors(ancillary) if ancillary else []
-        if flags & socket.MSG_CTRUNC and len(descriptors) < wire.MAX_DESCRIPTORS:
+        if flags & _FEWER and len(descriptors) < wire.MAX_DESCRIPTORS:
             # This process has no room for them. Nobody is to blame: it ends here, and may go on over another socket.
             close_all(descriptors)
             return b"", []
