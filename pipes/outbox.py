@@ -13,8 +13,8 @@ from retinue.pipes.wire import Frame, Kind
 
 Store = Callable[[Frame], Slot]
 
-# A body of this size is not packed to find out that it is too large for a packet.
-_LARGE: Final = wire.MAX_PACKET - 256
+# A longer body is not packed to find out that a packet is too small for it. (What fits must not travel in bulk.)
+_LARGE: Final = wire.MAX_PACKET
 _BINARY: Final = frozenset({bytes, bytearray, memoryview})
 
 

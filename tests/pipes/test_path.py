@@ -231,6 +231,17 @@ async def test_a_large_message_travels_whole(kind: str) -> None:
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
+async def test_messages_about_the_size_of_a_packet_arrive(kind: str) -> None:
+    """The largest that goes into a packet, the smallest that does not, and every one between them."""
+    head = len(wire.encode([wire.Kind.CALL, 1, bytes(wire.MAX_PACKET)])) - wire.MAX_PACKET
+    async with open_ends(kind) as (a, b), trio.open_nursery() as nursery:
+        nursery.start_soon(b.serve, echo)
+        for size in (*range(wire.MAX_PACKET - head - 2, wire.MAX_PACKET + 3), *range(69_300, 69_632, 13)):
+            for body in (b"x" * size, "x" * size):
+                assert await a.call(body) == body
+        nursery.cancel_scope.cancel()
+
+
 async def test_descriptors_travel_with_a_message(kind: str) -> None:
     """A message and its reply may carry descriptors; what a program does not take is closed."""
     reader, writer = os.pipe()
