@@ -5,6 +5,7 @@
 that order. Nothing here knows of machines.
 """
 
+from retinue.pipes.draft import Draft as Draft
 from retinue.pipes.errors import AccessDenied as AccessDenied
 from retinue.pipes.errors import LimitExceeded as LimitExceeded
 from retinue.pipes.errors import PathClosed as PathClosed

@@ -1,9 +1,10 @@
 """Frames too large for a packet travel in memfds: the sender copies into one, the receiver copies out of it.
 
 Making a memfd costs many times what copying does (the kernel clears and maps every page), so each end of a path keeps
-its own: the sender a :class:`Shelf` of memfds to fill again and again, the receiver a :class:`Reader` with mappings of
-those that come again. Neither is ever shared between paths: what one peer was told stays in a memfd until it is
-overwritten. Who trusts whom:
+its own: the sender a :class:`Shelf` of memfds to fill again and again, the receiver a
+:class:`~retinue.pipes.reader.Reader` with mappings of those that come again. A program may also make a body where it
+will travel (:meth:`Shelf.reserve`); then the sender copies nothing. Memfds are never shared between paths: what one
+peer was told stays in one until it is overwritten. Who trusts whom:
 
 * The receiver never writes. A memfd is sealed against every change but through the mapping that its maker has
   (memfd_create(2), F_SEAL_FUTURE_WRITE). A kernel without that seal gets a new memfd for each message, sealed for good.
@@ -20,16 +21,18 @@ that the sender has dropped, hence the bounds below.
 import fcntl
 import mmap
 import os
+import struct
 import sys
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Final
 
 import msgpack
 
 from retinue.pipes import wire
-from retinue.pipes.errors import LimitExceeded, ProtocolViolation
+from retinue.pipes.draft import Draft
+from retinue.pipes.errors import LimitExceeded
 
 Buffer = bytes | bytearray | memoryview
 
@@ -42,22 +45,23 @@ SMALL_SLOTS: Final = 4
 SMALL_BYTES: Final = 4 * 1024 * 1024
 # Bytes in free slots of all paths of the process; over that, those go that are free longest.
 FREE_BYTES: Final = 64 * 1024 * 1024
-# Mappings that a receiver keeps for a path (as many as a shelf has slots), and their bytes.
-KEPT_VIEWS: Final = 4
-KEPT_BYTES: Final = 2 * wire.MAX_MESSAGE
 # What so many later messages of the path did not need is dropped, at both ends.
 PATIENCE: Final = 16
-# A binary body longer than this is never packed, only copied; and what may be around it: array, kind, id; numbers.
-_APART: Final = 64 * 1024
-_AROUND: Final = 64
+# A binary body longer than this is never packed, only copied.
+APART: Final = 64 * 1024
+
+BIN32: Final = 0xC6
+_INT64: Final = 0xD3
+# What is before the body of a draft, whatever its number is; and how much may be behind it.
+_HEAD: Final = struct.Struct(">BBBqBI")
+_TAIL: Final = 16
 
 _FUTURE_WRITE: Final = 0x10  # F_SEAL_FUTURE_WRITE, since Linux 5.1
 _POPULATE_WRITE: Final = 23  # MADV_POPULATE_WRITE, since Linux 5.14
 _FIXED: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-_NO_HOLES_TO_COME: Final = fcntl.F_SEAL_WRITE | _FUTURE_WRITE
 
 
-def _map(descriptor: int, length: int, protection: int) -> mmap.mmap:
+def map_shared(descriptor: int, length: int, protection: int) -> mmap.mmap:
     """A shared mapping; before Python 3.13 it costs a descriptor. OSError when there is no room."""
     if sys.version_info >= (3, 13):
         return mmap.mmap(descriptor, length, prot=protection, trackfd=False)
@@ -83,11 +87,27 @@ class Slot:
         """The other end has read it, or nobody needs it. More than once is no error."""
         self._shelf._take_back(self)
 
-    def _write(self, parts: Sequence[Buffer]) -> None:
-        """The first filling: written, which is cheaper than mapping fresh pages, and then sealed."""
+    def discard(self) -> None:
+        """Nobody needs it, and nobody shall get it again."""
+        self._shelf._out.discard(self)
+        self._close()
+
+    def _open(self) -> None:
         os.ftruncate(self.descriptor, self._capacity)
         # Mapped now, because nobody can after the seal.
-        mapping = self._mapping = _map(self.descriptor, self._capacity, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._mapping = map_shared(self.descriptor, self._capacity, mmap.PROT_READ | mmap.PROT_WRITE)
+
+    def _seal(self) -> bool:
+        """Nobody can change it any more, but through the mapping. False if the kernel does not know such a seal."""
+        try:
+            fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _FIXED | _FUTURE_WRITE)
+        except OSError:
+            return False
+        return True
+
+    def _write(self, parts: Sequence[Buffer]) -> None:
+        """The first filling: written, which is cheaper than mapping fresh pages, and then sealed."""
+        self._open()
         offset = 0
         for part in parts:
             rest = memoryview(part).cast("B")
@@ -95,15 +115,14 @@ class Slot:
                 done = os.pwrite(self.descriptor, rest, offset)
                 offset, rest = offset + done, rest[done:]
         self.nbytes = self.size = offset
-        try:
-            fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _FIXED | _FUTURE_WRITE)
-        except OSError:  # EINVAL: an older kernel
-            mapping.close()
+        if not self._seal():
+            assert self._mapping is not None
+            self._mapping.close()
             self._mapping = None
             fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _FIXED | fcntl.F_SEAL_WRITE)
 
-    def _fill(self, parts: Sequence[Buffer], size: int) -> None:
-        """A later filling, through the mapping."""
+    def _make_room(self, size: int) -> mmap.mmap:
+        """The mapping, with pages for so many bytes."""
         assert self._mapping is not None
         if size > self.nbytes:  # without room for its pages, writing to the mapping would end this process
             os.posix_fallocate(self.descriptor, 0, size)
@@ -113,19 +132,33 @@ class Slot:
             with suppress(OSError):  # only faster, for one call instead of a fault for each page
                 self._mapping.madvise(_POPULATE_WRITE, 0, pages)
             self._populated = pages
+        return self._mapping
+
+    def _fill(self, parts: Sequence[Buffer], size: int) -> None:
+        """A later filling, through the mapping."""
+        mapping = self._make_room(size)
         offset = 0
         for part in parts:
             end = offset + memoryview(part).nbytes
-            self._mapping[offset:end] = part
+            mapping[offset:end] = part
             offset = end
         self.size = size
+
+    def _finish(self, head: bytes, length: int, tail: bytes) -> None:
+        """The body was made in place; only what is around it is missing."""
+        assert self._mapping is not None
+        end = len(head) + length
+        self.size = end + len(tail)
+        self._mapping[: len(head)] = head
+        self._mapping[end : self.size] = tail
 
     def _close(self) -> None:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
         if self._mapping is not None:
-            self._mapping.close()
+            with suppress(BufferError):  # a program still has a part of a draft: it ends with that
+                self._mapping.close()
             self._mapping = None
 
 
@@ -195,26 +228,63 @@ class Shelf:
         if self._closed:
             raise ValueError("this shelf is closed")
         size = sum(memoryview(part).nbytes for part in parts)
-        capacity = max(SMALLEST_SLOT, 1 << (size - 1).bit_length())
-        self._count(capacity)
-        slot = self._find(capacity)
-        fresh = slot is None
-        slot = slot or Slot(self, capacity)
+        slot = self._take_out(size)
         try:
-            if fresh:
+            if slot._mapping is None:
                 slot._write(parts)
             else:
                 slot._fill(parts, size)
         except BaseException:
-            slot._close()
+            slot.discard()
             raise
-        self._out.add(slot)
+        return slot
+
+    def reserve(self, size: int) -> Draft:
+        """A body of so many bytes to be made in a slot; in other memory when it is small, or before Linux 5.1.
+
+        Raises OSError and ValueError as :meth:`store` does, :exc:`LimitExceeded` when it cannot be one message.
+        """
+        if self._closed:
+            raise ValueError("this shelf is closed")
+        room = _HEAD.size + size + _TAIL
+        if room > wire.MAX_MESSAGE:
+            raise LimitExceeded("size of a message in bytes", room, wire.MAX_MESSAGE)
+        if size < wire.MAX_PACKET:
+            return Draft(memoryview(bytearray(size)))
+        slot = self._take_out(room)
+        try:
+            if slot._mapping is None:
+                slot._open()
+                if not slot._seal():
+                    slot.discard()
+                    return Draft(memoryview(bytearray(size)))
+            view = memoryview(slot._make_room(room))
+        except BaseException:
+            slot.discard()
+            raise
+        with view:
+            return Draft(view[_HEAD.size : _HEAD.size + size], slot)
+
+    def finish(self, frame: wire.Frame) -> Slot:
+        """The slot of a message whose body is a draft of this shelf, which is thereby sent.
+
+        Raises ValueError for any other draft, and what :meth:`Draft.take` raises.
+        """
+        kind, ident, draft, *rest = frame
+        draft.check()
+        slot = draft.place
+        if not isinstance(slot, Slot) or slot not in self._out:
+            raise ValueError("a draft is for a message of the path that has made it")
+        draft.take()
+        head = _HEAD.pack(0x90 | len(frame), kind, _INT64, ident, BIN32, len(draft))
+        slot._finish(head, len(draft), b"".join(map(msgpack.packb, rest)))
         return slot
 
     @property
     def crowded(self) -> bool:
         """So many slots are out that they would not all be kept: another costs several times as much as waiting."""
-        return len(self._out) >= _most(self._out)
+        out = list(self._out)  # which may change meanwhile: a draft may be collected
+        return len(out) >= _most(out)
 
     def close(self) -> None:
         """Close every slot, also those that are not released."""
@@ -223,6 +293,14 @@ class Shelf:
             _FREE.drop(slot)
         while self._out:
             self._out.pop()._close()
+
+    def _take_out(self, size: int) -> Slot:
+        """A slot for so many bytes; one without a mapping is new."""
+        capacity = max(SMALLEST_SLOT, 1 << (size - 1).bit_length())
+        self._count(capacity)
+        slot = self._find(capacity) or Slot(self, capacity)
+        self._out.add(slot)
+        return slot
 
     def _count(self, capacity: int) -> None:
         self._stored += 1
@@ -252,133 +330,6 @@ class Shelf:
             _FREE.drop(surplus)
 
 
-class _View:
-    """A mapping of a memfd that came more than once."""
-
-    __slots__ = ("_solid", "mapping", "since")
-
-    def __init__(self, descriptor: int, length: int) -> None:
-        self.mapping = _map(descriptor, length, mmap.PROT_READ)
-        self.since = 0  # the message that used it last
-        self._solid = 0  # bytes before the first hole, when that was looked for
-
-    def covers(self, descriptor: int, size: int) -> bool:
-        """Whether that many bytes are mapped and none of them is in a hole."""
-        if self._solid < size:
-            with suppress(OSError):  # this descriptor is open for its path only
-                self._solid = os.lseek(descriptor, 0, os.SEEK_HOLE)
-        return size <= min(self._solid, len(self.mapping))
-
-
-class Reader:
-    """What one end of a path reads large frames with.
-
-    A memfd that comes for the first time is read by pread; when it comes again it is mapped, which pays from the next
-    time on. A mapping that PATIENCE later messages did not need is dropped; of more than KEPT_VIEWS or KEPT_BYTES the
-    longest unused. A file that is kept mapped cannot end, so its number means no other file.
-    """
-
-    def __init__(self) -> None:
-        self._fetched = 0
-        self._seen: dict[tuple[int, int], int] = {}  # device and inode of what was not mapped: the message
-        self._views: dict[tuple[int, int], _View] = {}  # the longest unused first
-        self._closed = False
-
-    def fetch(self, untrusted_descriptor: int, size: int) -> wire.Frame:
-        """The checked frame that is the first ``size`` bytes of a memfd. Does not close the descriptor.
-
-        Raises :exc:`ProtocolViolation`; MemoryError when there is no room for a copy; ValueError after :meth:`close`.
-        """
-        if self._closed:
-            raise ValueError("this reader is closed")
-        try:  # before anything else: it tells a memfd, and no file system of the peer's making is asked
-            seals = fcntl.fcntl(untrusted_descriptor, fcntl.F_GET_SEALS)
-        except OSError:
-            raise ProtocolViolation("a bulk descriptor that is not a memfd") from None
-        if not seals & fcntl.F_SEAL_SHRINK:
-            raise ProtocolViolation("a bulk descriptor that is not sealed against shrinking")
-        status = os.fstat(untrusted_descriptor)
-        if status.st_size < size:
-            raise ProtocolViolation("a bulk descriptor that is shorter than announced")
-        self._fetched += 1
-        view = self._find(untrusted_descriptor, status, seals)
-        self._drop_unused()
-        if view is None or not view.covers(untrusted_descriptor, size):
-            return _parse(lambda start, end: _pread(untrusted_descriptor, start, end), size)
-        mapping = view.mapping
-        return _parse(lambda start, end: mapping[start:end], size)
-
-    def close(self) -> None:
-        """Drop all mappings."""
-        self._closed = True
-        while self._views:
-            self._views.popitem()[1].mapping.close()
-
-    def _find(self, descriptor: int, status: os.stat_result, seals: int) -> _View | None:
-        """The mapping of a file, kept or new. None: it is to be read by pread."""
-        key = status.st_dev, status.st_ino
-        view = self._views.pop(key, None)
-        if view is None:
-            # A page of a hugetlb file may be missing when it is read, whatever the file says; fatal. (st_blksize does
-            # not tell: it is large for ordinary memfds too where the host gives those huge pages.)
-            if os.fstatvfs(descriptor).f_bsize != mmap.PAGESIZE:
-                raise ProtocolViolation("a bulk descriptor of huge pages")
-            again, self._seen[key] = key in self._seen, self._fetched
-            if not again or not seals & _NO_HOLES_TO_COME or status.st_size > wire.MAX_MESSAGE:
-                return None
-            try:
-                view = _View(descriptor, status.st_size)
-            except OSError:  # no address space or descriptors, or this one is open for writing only
-                return None
-        view.since = self._fetched
-        self._views[key] = view  # behind the others
-        return view
-
-    def _drop_unused(self) -> None:
-        oldest = self._fetched - PATIENCE
-        self._seen = {key: number for key, number in self._seen.items() if number >= oldest}
-        mapped = sum(len(view.mapping) for view in self._views.values())
-        for key, view in list(self._views.items()):
-            if view.since >= oldest and len(self._views) <= KEPT_VIEWS and mapped <= KEPT_BYTES:
-                break
-            mapped -= len(view.mapping)
-            view.mapping.close()
-            del self._views[key]
-
-
-def _pread(descriptor: int, start: int, end: int) -> bytes:
-    try:
-        data = os.pread(descriptor, end - start, start)
-    except OSError:  # opened for writing only, or what was swapped out cannot be read back
-        data = b""
-    if len(data) != end - start:
-        raise ProtocolViolation("a bulk descriptor that cannot be read")
-    return data
-
-
-# The first byte of an integer in msgpack: how many bytes it has with it.
-_WIDTHS: Final = dict.fromkeys([*range(0x80), *range(0xE0, 0x100)], 1) | {
-    0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0xD0: 2, 0xD1: 3, 0xD2: 5, 0xD3: 9,
-}  # fmt: skip
-_NIL: Final = b"\xc0"
-_BIN32: Final = 0xC6
-
-
-def _parse(copy: Callable[[int, int], bytes], size: int) -> wire.Frame:
-    """The checked frame. ``copy(start, end)`` gives a private copy of that part; no part is looked at in two copies."""
-    head = copy(0, min(_AROUND, size))
-    if size > _APART and 0x93 <= head[0] <= 0x95 and head[1] < 0x80 and head[2] in _WIDTHS:
-        marker = 2 + _WIDTHS[head[2]]
-        start = marker + 5
-        end = start + int.from_bytes(head[marker + 1 : start], "big")
-        if head[marker] == _BIN32 and end - start > _APART and end <= size <= end + _AROUND:
-            # A message or reply with a binary body. It is checked with a nil in its place: it may be anything.
-            frame = wire.Decoder().decode_bulk(head[:marker] + _NIL + copy(end, size))
-            frame[2] = copy(start, end)
-            return frame
-    return wire.Decoder().decode_bulk(copy(0, size))
-
-
 def split(frame: wire.Frame) -> list[Buffer]:
     """The bytes of a frame as parts to be stored one behind the other; together they are what wire.encode makes.
 
@@ -386,12 +337,12 @@ def split(frame: wire.Frame) -> list[Buffer]:
     wire.encode does: TypeError for what cannot be said, :exc:`LimitExceeded` over MAX_MESSAGE.
     """
     body = frame[2] if len(frame) > 2 else None
-    if not isinstance(body, bytes | bytearray | memoryview) or memoryview(body).nbytes <= _APART:
+    if not isinstance(body, bytes | bytearray | memoryview) or memoryview(body).nbytes <= APART:
         return [wire.encode(frame)]
     body = memoryview(body).cast("B")  # TypeError when it is not contiguous
     around = wire.encode([*frame[:2], None, *frame[3:]])
     nil = 1 + sum(len(msgpack.packb(each)) for each in frame[:2])
-    parts: list[Buffer] = [b"%b%c%b" % (around[:nil], _BIN32, body.nbytes.to_bytes(4, "big")), body]
+    parts: list[Buffer] = [b"%b%c%b" % (around[:nil], BIN32, body.nbytes.to_bytes(4, "big")), body]
     if tail := around[nil + 1 :]:
         parts.append(tail)
     size = sum(map(len, parts))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from retinue.pipes import wire
+from retinue.pipes.draft import Draft
 from retinue.pipes.errors import LimitExceeded, PathClosed, PathSevered, ProtocolViolation, WrongMode
 from retinue.pipes.link import Close, Data, Link, Outgoing, Slot
 from retinue.pipes.meter import Meter
@@ -15,7 +16,7 @@ Store = Callable[[Frame], Slot]
 
 # A longer body is not packed to find out that a packet is too small for it. (What fits must not travel in bulk.)
 _LARGE: Final = wire.MAX_PACKET
-_BINARY: Final = frozenset({bytes, bytearray, memoryview})
+_BINARY: Final = frozenset({bytes, bytearray, memoryview, Draft})
 
 
 _NOTHING: Final[OrderedDict[int, None]] = OrderedDict()  # stays empty
@@ -90,12 +91,23 @@ class Outbox:
             most = wire.MAX_DESCRIPTORS if self._close is not None else 0
             raise LimitExceeded("descriptors of one message", len(descriptors), most)
         body = frame[-1] if frame[0] == Kind.REJECT else frame[2]
-        if type(body) in _BINARY and len(body) > _LARGE:
-            return self._shelve(frame, descriptors)
+        if type(body) in _BINARY:
+            if type(body) is Draft:
+                return self._encode_draft(frame, descriptors)
+            if len(body) > _LARGE:
+                return self._shelve(frame, descriptors)
         data = wire.encode(frame)
         if len(data) > wire.MAX_PACKET:
             return self._shelve(frame, descriptors)
         return Outgoing(data, descriptors, self._close) if descriptors else data
+
+    def _encode_draft(self, frame: Frame, descriptors: tuple[int, ...]) -> Data:
+        draft = frame[2]
+        if type(draft) is not Draft:
+            raise TypeError("a draft is the body of a message, not the detail of a rejection")
+        if draft.place is not None:
+            return self._shelve(frame, descriptors)
+        return self._encode([*frame[:2], draft.take(), *frame[3:]], descriptors)
 
     def _shelve(self, frame: Frame, descriptors: tuple[int, ...]) -> Outgoing:
         if len(descriptors) == wire.MAX_DESCRIPTORS:

@@ -8,6 +8,7 @@ from typing import Any, Final
 import trio
 
 from retinue.pipes import packet, wire
+from retinue.pipes.draft import Draft
 from retinue.pipes.errors import PathClosed, PathSevered
 from retinue.pipes.link import Greeting
 from retinue.pipes.message import Claimed, Message, close_all, copy_all
@@ -162,6 +163,15 @@ class Path(Sender):
     async def _ask_rebind(self) -> Transport:
         assert self._rebind is not None
         return await self._rebind(self)
+
+    def draft(self, size: int) -> Draft:
+        """A body of so many bytes for one message of this path, to be made in place and then sent like bytes.
+
+        From MAX_PACKET on this end does not copy it. Raises OSError when the host has no memory for it,
+        :exc:`LimitExceeded` over MAX_MESSAGE, :exc:`PathSevered` or :exc:`PathClosed`.
+        """
+        self.check()
+        return self._reserve(size)
 
     # -- incoming ---------------------------------------------------------------------------------------------------
 

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import trio
 
 from retinue.pipes import bulk, packet, wire
+from retinue.pipes.draft import Draft
 from retinue.pipes.errors import PathSevered, ProtocolViolation
 from retinue.pipes.flusher import flusher
 from retinue.pipes.link import Packet, Slot
 from retinue.pipes.message import close_all
+from retinue.pipes.reader import Reader
 from retinue.pipes.session import Session
 from retinue.pipes.states import State
 from retinue.pipes.transport import Transport
@@ -53,7 +55,7 @@ class Pump:
         self._rebind = rebind
         self._rebinding: trio.CancelScope | None = None
         self._shelf: bulk.Shelf | None = None
-        self._reader: bulk.Reader | None = None
+        self._reader: Reader | None = None
         self._over = False
         self._congested = False
         self._due = False  # the flusher will flush
@@ -211,7 +213,7 @@ class Pump:
         if frame[1] > self._largest:
             raise ProtocolViolation(f"a message of {frame[1]} bytes, this end takes {self._largest}")
         if self._reader is None:
-            self._reader = bulk.Reader()
+            self._reader = Reader()
         (descriptor,) = packet.claim(descriptors, 1)
         try:
             return self._reader.fetch(descriptor, frame[1])
@@ -227,9 +229,12 @@ class Pump:
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def _store(self, frame: wire.Frame) -> Slot:
-        if self._shelf is None:
-            self._shelf = bulk.Shelf()
-        return self._shelf.store(bulk.split(frame))
+        shelf = self._shelf = self._shelf or bulk.Shelf()
+        return shelf.finish(frame) if type(frame[2]) is Draft else shelf.store(bulk.split(frame))
+
+    def _reserve(self, size: int) -> Draft:
+        self._shelf = self._shelf or bulk.Shelf()
+        return self._shelf.reserve(size)
 
     def flush_soon(self) -> None:
         """Write in the next turn of the loop, together with what others say in this one."""

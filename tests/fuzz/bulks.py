@@ -9,7 +9,8 @@ from typing import Final
 import msgpack
 from tests.fuzz.script import Script
 
-from retinue.pipes import ProtocolViolation, bulk, wire
+from retinue.pipes import ProtocolViolation, wire
+from retinue.pipes.reader import Reader
 from retinue.pipes.wire import Frame, Kind
 
 # Memfds of one input, and how often they come: more than the reader's patience and than it keeps mapped.
@@ -54,7 +55,7 @@ def bulk_target(data: bytes) -> None:
     """Make memfds and fetch frames out of them, in any order, with one reader."""
     before = os.listdir("/proc/self/fd")
     script = Script(data)
-    reader = bulk.Reader()
+    reader = Reader()
     with contextlib.ExitStack() as files:
         made: list[File] = []
         for _ in range(MOST_FETCHES):
@@ -152,7 +153,7 @@ def draw_content(script: Script) -> bytes:
     return content
 
 
-def fetch(reader: bulk.Reader, file: File, size: int) -> None:
+def fetch(reader: Reader, file: File, size: int) -> None:
     """Fetch one frame, and compare it with what the decoder says."""
     try:
         expected: Frame | None = wire.Decoder().decode_bulk(file.content[:size]) if len(file.content) >= size else None

@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from tests.leaks import assert_none_left, descriptors
 
 from retinue.pipes import LimitExceeded, ProtocolViolation, bulk, wire
-from retinue.pipes.bulk import PATIENCE, Reader, Shelf, Slot, split
+from retinue.pipes import reader as reader_module
+from retinue.pipes.bulk import PATIENCE, Shelf, Slot, split
+from retinue.pipes.reader import Reader
 from retinue.pipes.wire import Kind
 
 SIZE = 100_000
@@ -585,7 +587,7 @@ def test_reader_keeps_few_mappings(reader: Reader, memfd: Callable[..., int]) ->
     many = [memfd(content, SHRINK | FUTURE_WRITE) for _ in range(6)]
     large = [memfd(content, SHRINK | FUTURE_WRITE, wire.MAX_MESSAGE) for _ in range(3)]
     giant = [memfd(content, SHRINK | FUTURE_WRITE, wire.MAX_MESSAGE + 1)]
-    for group, kept in ((many, bulk.KEPT_VIEWS), (large, 2), (giant, 2)):
+    for group, kept in ((many, reader_module.KEPT_VIEWS), (large, 2), (giant, 2)):
         for _ in range(3):
             for descriptor in group:
                 assert reader.fetch(descriptor, len(content)) == frame
@@ -768,7 +770,7 @@ def test_parser_never_looks_twice(claimed: int, tail: bytes) -> None:
         return (head + bytes([len(copied)]) * SIZE + tail)[start:end]
 
     try:
-        frame = bulk._parse(copy, size)
+        frame = reader_module._parse(copy, size)
     except ProtocolViolation:
         assert (claimed, tail) not in ((SIZE, b""), (SIZE, b"\x01"))
         return
