@@ -338,10 +338,38 @@ def test_kills_break_no_promise(tmp_path: pathlib.Path) -> None:
     assert values["redelivered, marked"] > 0
 
 
+# -- shares ----------------------------------------------------------------------------------------------------------
+
+
+def test_shares_are_measured(tmp_path: pathlib.Path) -> None:
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "shares.py"), "--seconds", "1", "--machines", "3", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    printed = json.loads(run.stdout)
+    check_form(printed)
+    found = {result["name"]: result for result in printed["results"]}
+    assert {name for name, result in found.items() if result["target"] is not None} == {
+        "off the ratio of 1:2",
+        "alone on a processor",
+        "off the cap of 30 %",
+        "control program, 3 idle machines",
+    }
+    assert found["alone on a processor"]["value"] > 0
+    cap = found["off the cap of 30 %"]
+    assert cap["value"] is not None or "not enforced" in cap["why"]
+
+
 # -- the script ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("script", "option"), [("http", "--soak"), ("pipes", "--quick"), ("rebind", "--seconds")])
+@pytest.mark.parametrize(
+    ("script", "option"), [("http", "--soak"), ("pipes", "--quick"), ("rebind", "--seconds"), ("shares", "--machines")]
+)
 def test_script_finds_the_standard_library(tmp_path: pathlib.Path, script: str, option: str) -> None:
     # Names in their folder are those of packages of the standard library.
     helped = subprocess.run(
