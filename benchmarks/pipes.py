@@ -160,7 +160,7 @@ def of_paths(seconds: float) -> list[Experiment]:
             [Figure("path, one way, 64 KiB", "GB/s", field("rate", factor=CHUNK / 1e9), target=2.5)],
         ),
     ]
-    return [trips, *calls, *one_way, *(bulk(times, count) for count in (1, 16))]
+    return [trips, *calls, *one_way, *(bulk(times, count) for count in (1, 16)), drafts(times, 16)]
 
 
 def bulk(times: Mapping[str, float], count: int) -> Experiment:
@@ -192,6 +192,27 @@ def bulk(times: Mapping[str, float], count: int) -> Experiment:
                 f"path, {name}, over copy to fresh bytes",
                 "x",
                 lambda found: float(found["rate"] / found["fresh"]),
+            ),
+        ],
+    )
+
+
+def drafts(times: Mapping[str, float], count: int) -> Experiment:
+    """The same with bodies that the sender makes in place (``Path.draft``), so that only the receiver copies.
+
+    Of each it writes 8 bytes, a number that the receiver looks at; the rest is what was in that memory. So what is
+    measured is to pass a body that is there, as the plain copy beside it copies what is there.
+    """
+    size = count * MIB
+    name = f"{count} MiB drafts"
+    return Experiment(
+        ENDS_MODULE,
+        "drafts",
+        {**times, "size": size, "limit": 8},
+        [
+            Figure(f"path, one way, {name}", "GB/s", field("rate", factor=size / 1e9)),
+            Figure(
+                f"path, {name}, over plain copy", "x", lambda found: float(found["rate"] / found["into"]), target=0.7
             ),
         ],
     )

@@ -10,13 +10,13 @@ import os
 import pathlib
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Final
 
 import trio
 import trio.testing
 
-from retinue.pipes import Message, Path, SocketTransport
+from retinue.pipes import Draft, Message, Path, SocketTransport
 
 # How long the bare socket and the path are timed in turn: short against what a neighbour on the machine does, long
 # against the change from one to the other.
@@ -157,23 +157,27 @@ async def _calls(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 # -- one way ---------------------------------------------------------------------------------------------------------
 
 
-async def _send(path: Path, body: bytes, settings: dict[str, Any]) -> tuple[float, int]:
+Bodies = Callable[[int], Iterable[Any]]  # so many
+
+
+async def _send(path: Path, bodies: Bodies, settings: dict[str, Any]) -> tuple[float, int]:
     """Messages a second until all of them are received, and how many there were with those of the warm-up."""
     sent, fewest, taken = 0, settings["limit"], 0.0
     while taken < settings["warm"]:
         begun = clock()
-        sent += await path.send_many(itertools.repeat(body, fewest))
+        sent += await path.send_many(bodies(fewest))
         taken = clock() - begun
         rate = fewest / taken
         fewest *= 4
     count = max(settings["limit"], int(rate * settings["seconds"]))
     begun = clock()
-    sent += await path.send_many(itertools.repeat(body, count))
+    sent += await path.send_many(bodies(count))
     return count / (clock() - begun), sent
 
 
 async def _one_way(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    rate, sent = await _send(path, bytes(settings["size"]), settings)
+    body = bytes(settings["size"])
+    rate, sent = await _send(path, lambda count: itertools.repeat(body, count), settings)
     return {"rate": rate, "messages": sent}
 
 
@@ -183,6 +187,15 @@ async def _receive(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         count += 1
     if len(message.body) != settings["size"]:
         raise RuntimeError("a body of another length")
+    return {"messages": count}
+
+
+async def _receive_numbered(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    count = 0
+    async for message in path:
+        if len(message.body) != settings["size"] or int.from_bytes(message.body[:8], "little") != count:
+            raise RuntimeError("another body than the next one")
+        count += 1
     return {"messages": count}
 
 
@@ -199,6 +212,26 @@ def _copies(copy: Callable[[], object], seconds: float) -> float:
 
 
 async def _bulk(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Bodies that are there already, and are copied at both ends."""
+    return await _beside_copies(path, lambda source, count: itertools.repeat(source, count), settings)
+
+
+async def _drafts(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Bodies made in place, of each of which 8 bytes are written: passing is measured as the plain copy is copying."""
+    numbers = itertools.count()
+
+    def made(source: bytes, count: int) -> Iterator[Draft]:
+        for _ in range(count):
+            draft = path.draft(len(source))
+            draft.view[:8] = next(numbers).to_bytes(8, "little")
+            yield draft
+
+    return await _beside_copies(path, made, settings)
+
+
+async def _beside_copies(
+    path: Path, bodies: Callable[[bytes, int], Iterable[Any]], settings: dict[str, Any]
+) -> dict[str, Any]:
     source = os.urandom(1 << 16) * (settings["size"] >> 16)
     view = memoryview(source)
     existing = memoryview(bytearray(source))
@@ -214,7 +247,7 @@ async def _bulk(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     # Before and after, so that a neighbour's load falls on both.
     into = _copies(copy_into, settings["seconds"] / 4)
     fresh = _copies(copy_fresh, settings["seconds"] / 4)
-    rate, sent = await _send(path, source, settings)
+    rate, sent = await _send(path, lambda count: bodies(source, count), settings)
     into = (into + _copies(copy_into, settings["seconds"] / 4)) / 2
     fresh = (fresh + _copies(copy_fresh, settings["seconds"] / 4)) / 2
     return {"rate": rate, "messages": sent, "into": into, "fresh": fresh}
@@ -285,6 +318,7 @@ LEFT: Final = {
     "calls": _left(_calls),
     "one way": _left(_one_way),
     "bulk": _left(_bulk),
+    "drafts": _left(_drafts),
     "keep open": lambda descriptors, settings: trio.run(_keep_open, descriptors, settings),
 }
 RIGHT: Final = {
@@ -292,5 +326,6 @@ RIGHT: Final = {
     "calls": _right(_serve),
     "one way": _right(_receive),
     "bulk": _right(_receive),
+    "drafts": _right(_receive_numbered),
     "keep open": lambda descriptors, settings: trio.run(_serve_open, descriptors, settings),
 }

@@ -282,6 +282,7 @@ def test_quick_run_has_every_row(tmp_path: pathlib.Path) -> None:
         "path, one way, 64 KiB": 2.5,
         "path, 1 MiB, over plain copy": 0.7,
         "path, 16 MiB, over plain copy": 0.7,
+        "path, 16 MiB drafts, over plain copy": 0.7,
         "path, call: p50 over bare trio, one core": 1.5,
         "open path, idle": 8,
         "open path, after a call": 8,

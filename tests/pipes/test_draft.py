@@ -7,6 +7,7 @@ import os
 import pickle
 import resource
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,6 +99,19 @@ async def test_reply_may_be_a_draft(kind: str) -> None:
         nursery.start_soon(b.serve, answer)
         for number in range(5):
             assert await a.call(number) == bytes([number]) * SIZE
+        nursery.cancel_scope.cancel()
+
+
+async def test_file_can_be_read_into_a_draft(kind: str, tmp_path: Path) -> None:
+    """As the reference shows it."""
+    content = os.urandom(SIZE)
+    (tmp_path / "file").write_bytes(content)
+    async with open_ends(kind) as (a, b), trio.open_nursery() as nursery:
+        nursery.start_soon(b.serve, echo)
+        draft = a.draft(SIZE)
+        with (tmp_path / "file").open("rb") as file:
+            file.readinto(draft.view)
+        assert await a.call(draft) == content
         nursery.cancel_scope.cancel()
 
 
