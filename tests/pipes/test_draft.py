@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from tests.leaks import assert_none_left, descriptors
 from tests.pipes.test_bulk import inode, mappings
-from tests.pipes.test_path import echo, open_ends
+from tests.pipes.test_path import echo, make_pair, open_ends
+from tests.pipes.test_path_findings import facing_raw
+from tests.pipes.test_path_hostile import next_frames
 
-from retinue.pipes import Draft, LimitExceeded, Message, PathClosed, bulk, wire
+from retinue.pipes import Draft, LimitExceeded, Message, PathClosed, Transport, bulk, open_path, wire
 from retinue.pipes.bulk import Shelf
 from retinue.pipes.reader import Reader
 from retinue.pipes.wire import Kind
@@ -149,6 +152,35 @@ def test_nothing_is_copied(shelf: Shelf) -> None:
         draft.view[5] = ord("y")
         assert seen[bulk._HEAD.size + 5] == ord("y")
     assert body_of(shelf, draft) is slot
+
+
+async def test_successor_is_sent_the_same_draft(kind: str) -> None:
+    """Its memory is not used again before the message has ended, whatever its first reader has seen of it."""
+    content = os.urandom(SIZE)
+    ours, theirs = make_pair(kind)
+
+    async def another(_: object) -> Transport:
+        return ours
+
+    async with facing_raw(kind, rebind=another) as (path, peer), trio.open_nursery() as nursery:
+        answers: list[Any] = []
+
+        @nursery.start_soon
+        async def call() -> None:
+            answers.append(await path.call(filled(path.draft(SIZE), content)))
+
+        while Kind.BULK not in [frame[0] for frame in await next_frames(peer)]:
+            pass
+        peer.send(wire.encode([Kind.SEEN, 1]))
+        path.send_nowait(bytes(SIZE))  # finds no memory of the draft's
+        peer.close()
+        async with open_path(theirs) as successor:
+            message = await successor.receive()
+            assert message.redelivered
+            await message.reply(message.body)
+            await trio.testing.wait_all_tasks_blocked()
+        assert answers == [content]
+        path.sever()
 
 
 # -- what a draft may be used for --------------------------------------------------------------------------------------
