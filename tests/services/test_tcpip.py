@@ -1,106 +1,24 @@
-"""TCPIP with real sockets, and the chain TCPIP -> HTTPD -> application, every machine a real machine object.
+"""TCPIP with real sockets, and the chain TCPIP -> HTTPD -> application, every machine a real machine object."""
 
-Only the control program is missing: :class:`System` answers the machines' control paths.
-"""
-
-import contextlib
 import errno
 import logging
 import re
 import resource
 import socket
-import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
+from tests.services.machines import Far, Running, System, everything, reset
 
-from retinue.pipes import Message, Path, PathError, memory_pair, socket_pair
+from retinue.pipes import Message, Path, PathError, memory_pair
 from retinue.services import httpd, tcpip
 from retinue.svm.asgi import serve_asgi
 from retinue.svm.edge import Edge
 from retinue.svm.machine import Machine
-
-Main = Callable[[Any], Awaitable[None]]
-
-
-class Running:
-    """A machine of the system: its task, and a duplicate of every descriptor under its paths (the CP keeps these)."""
-
-    def __init__(self, machine: Machine[Any]) -> None:
-        self.machine = machine
-        self.scope = trio.CancelScope()
-        self.ready = trio.Event()
-        self.ended = trio.Event()
-        self.held: list[socket.socket] = []
-
-
-class System:
-    """Machines in one process, connected by real socket pairs."""
-
-    def __init__(self, nursery: trio.Nursery) -> None:
-        self._nursery = nursery
-        self._machines: dict[str, Running] = {}
-
-    async def start(self, name: str, main: Main, config: Any = None, **edges: str) -> Running:
-        """Run ``main`` as the machine ``name``; returns when it is ready. ``edges``: local name -> target."""
-        ours, theirs = (Path(transport) for transport in memory_pair())
-        await self._nursery.start(ours.run)
-        await self._nursery.start(theirs.run)
-        machine: Machine[Any] = Machine(
-            name=name,
-            config=config,
-            edges={edge: Edge(edge, 64) for edge in edges},
-            disks={},
-            control=ours,
-            nursery=self._nursery,
-        )
-        running = self._machines[name] = Running(machine)
-
-        async def obey(message: Message) -> None:
-            verb, arguments = message.body
-            if verb == "ready":
-                running.ready.set()
-            else:
-                await self._connect(running, edges[arguments["edge"]], message)
-
-        async def run() -> None:
-            with running.scope:
-                await main(machine)
-            running.ended.set()
-
-        self._nursery.start_soon(theirs.serve, obey)
-        self._nursery.start_soon(run)
-        await running.ready.wait()
-        return running
-
-    async def _connect(self, caller: Running, target: str, message: Message) -> None:
-        while target not in self._machines:
-            await trio.testing.wait_all_tasks_blocked(0.01)
-        called = self._machines[target]
-        left, right = socket_pair()
-        for running in (caller, called):
-            running.held.append(left.dup())
-        await called.machine.offer(caller.machine.name, 64, right.detach())
-        await message.reply({"path": 0}, descriptors=(left.fileno(),))
-        left.close()
-
-    def kill(self, name: str) -> None:
-        """What a SIGKILL does: the descriptors are gone without a word."""
-        running = self._machines.pop(name)
-        for each in running.held:
-            with contextlib.suppress(OSError):  # that path had ended already
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
-        running.scope.cancel()
-
-    def close(self) -> None:
-        for running in self._machines.values():
-            for each in running.held:
-                each.close()
 
 
 @pytest.fixture(autouse=True)
@@ -128,25 +46,6 @@ def port_of(caplog: Any) -> int:
 LISTEN = tcpip.Config(listen={"127.0.0.1:0": "web"})
 
 
-class Far:
-    """A machine that lets the test work with what TCPIP connects to it."""
-
-    def __init__(self) -> None:
-        self.came, self.paths = trio.open_memory_channel[Path](10)
-
-    async def main(self, vm: Machine[Any]) -> None:
-        incoming = vm.listen()
-        await vm.ready()
-        async for path in incoming:
-            await self.came.send(path)
-
-    async def accept(self) -> tuple[Any, Any]:
-        """(stream, opening message) of the next connection."""
-        path = await self.paths.receive()
-        message = await path.receive()
-        return path.stream(), message.body
-
-
 @asynccontextmanager
 async def connected(
     system: System, caplog: Any, config: tcpip.Config = LISTEN
@@ -159,16 +58,6 @@ async def connected(
     stream, _ = await far.accept()
     async with client:
         yield client, stream, tcp
-
-
-async def everything(stream: Any) -> bytes:
-    return b"".join([bytes(piece) async for piece in stream])
-
-
-def reset(client: trio.SocketStream) -> None:
-    """Close with RST, as a crashed client's kernel or an impatient one does."""
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    client.socket.close()
 
 
 # -- addresses ------------------------------------------------------------------------------------------------------
