@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "replay": "replay",
     "check": "topology",
     "graph": "topology",
+    "doctor": "doctor",
     "version": "about",
     "completion": "about",
 }
