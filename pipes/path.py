@@ -185,9 +185,13 @@ class Path(Sender):
             if not self._due:
                 self.flush()
             self.check()
-            if self._receivers is None:
-                self._receivers = trio.lowlevel.ParkingLot()
-            await self._receivers.park()
+            if self.vacant:
+                await self.lead()
+            else:
+                self.would_lead()
+                if self._receivers is None:
+                    self._receivers = trio.lowlevel.ParkingLot()
+                await self._receivers.park()
             message = self.next_message()
         if not message.wants_reply:
             self.acknowledge(message)

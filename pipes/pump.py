@@ -15,6 +15,7 @@ from retinue.pipes import bulk, packet, wire
 from retinue.pipes.draft import Draft
 from retinue.pipes.errors import PathSevered, ProtocolViolation
 from retinue.pipes.flusher import flusher
+from retinue.pipes.intake import Intake
 from retinue.pipes.link import Packet, Slot
 from retinue.pipes.message import close_all
 from retinue.pipes.reader import Reader
@@ -36,27 +37,26 @@ SMALL: Final = 4096
 Rebind = Callable[["Path"], Awaitable[Transport]]
 
 
-class Pump:
+class Pump(Intake):
     """Carries the frames of one session over its present transport."""
 
     __slots__ = (
-        "__weakref__", "_congested", "_due", "_largest", "_over", "_packet", "_reader", "_rebind", "_rebinding",
-        "_shelf", "_transport", "_written", "session",
+        "__weakref__", "_congested", "_due", "_largest", "_packet", "_reader", "_rebind", "_rebinding", "_shelf",
+        "_written", "session",
     )  # fmt: skip
 
     def __init__(
         self, transport: Transport, limit: int, name: str, largest: int, rebind: Rebind | None, quiesced: bool
     ) -> None:
+        super().__init__(transport)
         self.session = Session(
             limit, name, keeps=rebind is not None, store=self._store, close=close_all, quiesced=quiesced
         )
         self._largest = largest
-        self._transport = transport
         self._rebind = rebind
         self._rebinding: trio.CancelScope | None = None
         self._shelf: bulk.Shelf | None = None
         self._reader: Reader | None = None
-        self._over = False
         self._congested = False
         self._due = False  # the flusher will flush
         self._packet: Packet | None = None  # assembled, refused by the socket for now
@@ -85,6 +85,8 @@ class Pump:
 
     def _close(self) -> None:
         self._over = True
+        self._unwatch()
+        self._return_pump()
         self._transport.close()
         self.session.end()
         self._packet = None
@@ -99,37 +101,40 @@ class Pump:
 
     async def _pump(self) -> None:
         while not self._over:
-            transport = self._transport
             try:
-                await transport.wait_readable()
+                await self._wait_turn()
             except trio.ClosedResourceError:
                 return
-            turn = DRAIN
-            while turn > 0:
-                try:
-                    data, descriptors = transport.receive()
-                except BlockingIOError:
-                    break
-                except ProtocolViolation as exc:
-                    self._give_up("violation", exc.rule)
-                    return
-                if not data and descriptors:
+            if not self._over and (self._lost or not self._drain()) and not await self._get_other():
+                return
+
+    def _drain(self) -> bool:
+        transport = self._transport
+        turn = DRAIN
+        while turn > 0:
+            try:
+                data, descriptors = transport.receive()
+            except BlockingIOError:
+                return True
+            except ProtocolViolation as exc:
+                self._give_up("violation", exc.rule)
+                return False
+            if not data:
+                if descriptors:
                     close_all(descriptors)
                     self._give_up("violation", "descriptors without a frame")
-                    return
-                if not data:
-                    if not await self._get_other():
-                        return
-                    break
-                size = len(data)
-                frames = self._on_packet(data, descriptors)
-                if self._over:
-                    return
-                # A call or an answer: nothing follows, most likely, and to be told so costs as much as it. Where one
-                # acknowledgement is, others are: to read each in a turn of its own costs far more than it.
-                if size < SMALL and frames == 1 and data[1] != _ACK:
-                    break
-                turn -= max(1, frames, size // DRAIN_BYTES)
+                self._lost = True
+                return False
+            size = len(data)
+            frames = self._on_packet(data, descriptors)
+            if self._over:
+                return False
+            # A call or an answer: nothing follows, most likely, and to be told so costs as much as it. Where one
+            # acknowledgement is, others are: to read each in a turn of its own costs far more than it.
+            if size < SMALL and frames == 1 and data[1] != _ACK:
+                return True
+            turn -= max(1, frames, size // DRAIN_BYTES)
+        return True
 
     async def _get_other(self) -> bool:
         """The transport has ended without a SEVER: get another one, if there will be one."""
@@ -141,6 +146,7 @@ class Pump:
             session.lose()
             self._end()
             return False
+        self._unwatch()
         self._transport.close()
         self._packet = None
         self._congested = False
@@ -158,6 +164,8 @@ class Pump:
             self._end()
             return False
         self._transport = transport
+        self._lost = False
+        self._wanted = 0
         self._bind()
         if self._written is not None:
             self._written.unpark_all()

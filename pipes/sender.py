@@ -98,7 +98,12 @@ class Sender(Pump):
         copies = copy_all(descriptors) if descriptors else ()
         if self.session.room <= 0 or self._room is not None:
             await self._wait_room_with(copies, priority)
-        reply: Any = await trio.lowlevel.wait_task_rescheduled(self._ask(body, copies, priority).abort)
+        ticket = self._ask(body, copies, priority)
+        reply: Any
+        if self.vacant:
+            reply = await self._lead_to_end(ticket)
+        else:
+            reply = await trio.lowlevel.wait_task_rescheduled(self._follow(ticket))
         if type(reply) is list:
             return reply[2]
         close_all(reply.descriptors)
@@ -109,7 +114,7 @@ class Sender(Pump):
         copies = copy_all(descriptors) if descriptors else ()
         if self.session.room <= 0 or self._room is not None:
             await self._wait_room_with(copies, priority)
-        reply: Any = await trio.lowlevel.wait_task_rescheduled(self._ask(body, copies, priority).abort)
+        reply: Any = await self._wait_end(self._ask(body, copies, priority))
         return Reply(reply[2]) if type(reply) is list else reply
 
     async def _wait_room_with(self, copies: tuple[int, ...], priority: bool) -> None:
@@ -169,7 +174,7 @@ class Sender(Pump):
     async def _wait_received(self, ident: int) -> None:
         self.check()  # the flush may have found the path dead
         ticket = self._sends[ident] = Ticket(ident, 0.0, self._forget_send)
-        await trio.lowlevel.wait_task_rescheduled(ticket.abort)
+        await self._wait_end(ticket)
 
     def _forget_send(self, ident: int) -> None:
         self._sends.pop(ident, None)

@@ -1,5 +1,6 @@
 """Handlers at work: each message in a task as if of its own, for the price of a task only where a handler waits."""
 
+import contextvars
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,6 +33,7 @@ class Serving:
         self._handler = handler
         self._failed = failed
         self._nursery: trio.Nursery | None = None
+        self._context = contextvars.copy_context()
         self._idle: list[trio.lowlevel.Task] = []
         self._woken = False  # a worker is runnable and has not looked yet
         self._ending = False
@@ -62,7 +64,8 @@ class Serving:
         if self._idle:
             trio.lowlevel.reschedule(self._idle.pop(), outcome.Value(None))
         else:
-            self._nursery.start_soon(self._work)
+            # Not in that of whoever has read the message.
+            self._context.run(self._nursery.start_soon, self._work)
 
     async def _work(self) -> None:
         path = self._path
@@ -79,13 +82,23 @@ class Serving:
                     elif self._ending:
                         self._ended.set()
                         return
+                    elif path.vacant:
+                        await self._lead()
                     elif len(self._idle) >= MOST_IDLE:
                         return
                     else:
                         await self._rest()
                         self._woken = False
 
+    async def _lead(self) -> None:
+        self._woken = True  # this one looks when something has come
+        try:
+            await self._path.lead()
+        finally:
+            self._woken = False
+
     async def _rest(self) -> None:
+        self._path.would_lead()
         task = trio.lowlevel.current_task()
         self._idle.append(task)
 

@@ -17,10 +17,11 @@ class Ticket(outcome.Outcome[Any]):
     of a call.
     """
 
-    __slots__ = ("error", "frame", "give_up", "ident", "since", "task")
+    __slots__ = ("ended", "error", "frame", "give_up", "ident", "since", "task")
 
     def __init__(self, ident: int, since: float, give_up: Callable[[int], None]) -> None:
-        self.task = trio.lowlevel.current_task()
+        self.task: trio.lowlevel.Task | None = None  # which is woken; none while it looks at :attr:`ended` by itself
+        self.ended = False
         self.ident = ident
         self.since = since
         self.give_up = give_up  # called with the message's number when the task is cancelled
@@ -31,7 +32,9 @@ class Ticket(outcome.Outcome[Any]):
         """Let the task go on with the frame that ended its message, or with an error."""
         self.frame = frame
         self.error = error
-        trio.lowlevel.reschedule(self.task, self)
+        self.ended = True
+        if self.task is not None:
+            trio.lowlevel.reschedule(self.task, self)
 
     def abort(self, _: object) -> trio.lowlevel.Abort:
         """For :func:`trio.lowlevel.wait_task_rescheduled`: nobody waits any more."""

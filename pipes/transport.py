@@ -139,6 +139,10 @@ class SocketTransport:
         self._check_open()
         return trio.lowlevel.wait_writable(self._socket)  # noqa: ASYNC105
 
+    def fileno(self) -> int:
+        """Its descriptor, -1 when it is closed."""
+        return self._socket.fileno()
+
     def _check_open(self) -> None:
         if self._socket.fileno() < 0:
             raise trio.ClosedResourceError("the transport was closed at this end")
