@@ -199,13 +199,11 @@ class Outbox:
 
     def _on_answer(self, frame: Frame) -> Frame:
         ident = frame[1]
-        if ident not in self._calls or ident in self._again:
+        if ident not in self._calls or (self._again and ident in self._again):
             raise ProtocolViolation(f"{Kind(frame[0]).name} for message {ident}, which does not wait for one")
-        self._end_call(ident)
-        return frame
-
-    def _end_call(self, ident: int) -> None:
-        _drop(self._calls.pop(ident))
+        data = self._calls.pop(ident)
+        if type(data) is not bytes:
+            _drop(data)
         if self._withdrawn:
             self._withdrawn.pop(ident, None)
         if self._again:
@@ -213,6 +211,7 @@ class Outbox:
             self._recount()
         elif self._state is State.OPEN and not self.held:
             self.room += 1
+        return frame
 
     def _on_ack(self, frame: Frame) -> Frame:
         _, first, last = frame

@@ -184,12 +184,12 @@ class Pump(Intake):
             frames = wire.decoder().decode(untrusted_packet)
             receive, told = session.receive, self._ON_FRAME
             for frame in frames:
-                kind = frame[0]
-                if kind == 12:  # BULK
-                    size += frame[1]
-                    frame = self._fetch(frame, descriptors)
-                elif kind in _NOT_METERED:
-                    size -= len(wire.encode(frame))
+                if frame[0] in _UNUSUAL:
+                    if frame[0] == wire.Kind.BULK:
+                        size += frame[1]
+                        frame = self._fetch(frame, descriptors)
+                    else:
+                        size -= len(wire.encode(frame))  # it is not metered
                 accepted = receive(frame)
                 if accepted is not None:
                     told[accepted[0]](self, accepted, descriptors)
@@ -254,11 +254,12 @@ class Pump(Intake):
         """Write what the session has to say, as far as the socket takes it; the rest follows by itself."""
         self._due = False
         session = self.session
+        link = session.link
         if not self._congested:
             session.settle()
         while not self._congested and not self._over:
             try:
-                if self._packet is None and (assembled := session.link.next_packet()) is not None:
+                if self._packet is None and (assembled := link.next_packet()) is not None:
                     self._packet = assembled
             except ProtocolViolation as exc:
                 session.give_up("violation", exc.rule)
@@ -267,27 +268,31 @@ class Pump(Intake):
                 self._end()
                 return
             if self._packet is None:
-                if self._written and not session.link.held_back:
-                    self._written.unpark_all()
-                return
+                break
             try:
                 self._transport.send(*self._packet)
             except BlockingIOError:
                 self._congested = True
-                session.link.refused()
+                link.refused()
                 trio.lowlevel.spawn_system_task(self._write_on, self._transport)
                 return
             except BrokenPipeError:
                 # Nobody reads. What they wrote before may still be there: the pump finds the end, and another one.
                 self._congested = True
-                session.link.refused()
+                link.refused()
                 return
             except OSError as exc:
                 session.lose("lost", f"the host does not carry a packet: {exc.strerror}")
                 self._end()
                 return
             self._packet = None
-            session.link.unsent = 0
+            link.unsent = 0
+            if link.idle:
+                break
+        else:
+            return
+        if self._written and not link.held_back:
+            self._written.unpark_all()
 
     async def _write_on(self, transport: Transport) -> None:
         try:
@@ -313,4 +318,4 @@ class Pump(Intake):
 
 
 _ACK: Final = int(wire.Kind.ACK)
-_NOT_METERED: Final = frozenset({wire.Kind.HELLO, wire.Kind.SEEN, wire.Kind.SEVER})
+_UNUSUAL: Final = frozenset({wire.Kind.HELLO, wire.Kind.SEEN, wire.Kind.SEVER, wire.Kind.BULK})

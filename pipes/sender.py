@@ -286,11 +286,10 @@ class Sender(Pump):
     # -- what ends a message ------------------------------------------------------------------------------------------
 
     def _on_answer(self, frame: Frame, descriptors: list[int]) -> None:
-        ident = frame[1]
         claimed: tuple[int, ...] = ()
-        if frame[0] == 3 and len(frame) == 4:
+        if len(frame) == 4:
             claimed = packet.claim(descriptors, frame[3])
-        ticket = self._calls.pop(ident, None)
+        ticket = self._calls.pop(frame[1], None)
         if ticket is None:
             close_all(claimed)
         elif frame[0] == 4:

@@ -323,6 +323,7 @@ class Decoder:
             unpacker.feed(_STOP)
             if list(unpacker) != [None]:
                 raise ProtocolViolation("a packet ends inside a frame")
+            nested = False
             for frame in untrusted_frames:
                 # The ordinary message is looked at here: it must be as cheap as can be.
                 if (
@@ -333,10 +334,13 @@ class Decoder:
                     and type(frame[1]) is int
                     and 0 < frame[1] < _FIRST_NO_ID
                 ):
+                    if type(frame[2]) not in _PLAIN:
+                        nested = True
                     continue
                 check(frame)
+                nested = True
             # Every frame is itself a list: what is asked is whether one of them has more than plain values in it.
-            if _may_be_deep(untrusted_packet) and any(map(_deep, untrusted_frames)):
+            if nested and _may_be_deep(untrusted_packet) and any(map(_deep, untrusted_frames)):
                 raise ProtocolViolation(_TOO_DEEP)
             return untrusted_frames
         except (ProtocolViolation, MemoryError):
