@@ -36,7 +36,8 @@ class Path(Sender):
     """
 
     __slots__ = (
-        "_epoch", "_fast", "_inbox", "_pending", "_quiescing", "_receivers", "_serving", "_severed", "chunks",
+        "_epoch", "_fast", "_inbox", "_pending", "_quiescing", "_receivers", "_serving", "_severed", "_turning",
+        "chunks",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +72,7 @@ class Path(Sender):
         self._pending: dict[int, Message] = {}  # the peer's calls that are not answered
         self._quiescing: trio.lowlevel.ParkingLot | None = None
         self._severed: trio.Event | None = None
+        self._turning: trio.lowlevel.ParkingLot | None = None  # who waits for the other end's greeting or stream
         self.chunks: Chunks | None = None  # of a byte stream
 
     def __repr__(self) -> str:
@@ -112,6 +114,22 @@ class Path(Sender):
                 self._severed.set()
         await self._severed.wait()
 
+    async def wait_open(self) -> None:
+        """Until the other end has greeted: before that the path cannot become a stream. Raises as :meth:`receive`."""
+        await self._wait_while(State.OPENING)
+
+    async def wait_stream(self) -> None:
+        """Until the other end has turned the path to a stream, and sends no messages. Raises as :meth:`receive`."""
+        await self._wait_while(State.OPENING, State.OPEN, State.ASKED)
+
+    async def _wait_while(self, *states: State) -> None:
+        await trio.lowlevel.checkpoint()
+        while self.session.state in states:
+            if self._turning is None:
+                self._turning = trio.lowlevel.ParkingLot()
+            await self._turning.park()
+        self.check()
+
     def sever(self, code: str = "closed", text: str = "") -> None:
         """End the path now: the peer learns ``code`` and ``text``, everything outstanding at both ends is over."""
         if not self._over:
@@ -141,7 +159,7 @@ class Path(Sender):
             self._fast.clear()
         if self._serving is not None:
             self._serving.end()
-        for lot in (self._receivers, self._quiescing):
+        for lot in (self._receivers, self._quiescing, self._turning):
             if lot is not None:
                 lot.unpark_all()
         if self._severed is not None:
@@ -364,6 +382,8 @@ class Path(Sender):
             self.flush()
             self._end()
             return
+        if self._turning is not None:
+            self._turning.unpark_all()
         self._on_quiesced(frame, [])
         self._pass_room_on()
 
@@ -379,6 +399,8 @@ class Path(Sender):
             self.chunks = Chunks()
         if self._room is not None:
             self._room.wake_all()  # there will be no room any more
+        if self._turning is not None:
+            self._turning.unpark_all()
 
     def _on_data(self, frame: Frame, _: list[int]) -> None:
         assert self.chunks is not None

@@ -131,7 +131,9 @@ class Machine(Generic[C]):
             raise ConnectRefused(edge, exc.code, exc.text) from None
         (descriptor,) = reply.descriptors
         used = self._uses[edge]
-        return await self._open(descriptor, reply.body["path"], used, name=edge, limit=used.limit)
+        path = await self._open(descriptor, reply.body["path"], used, name=edge, limit=used.limit)
+        await path.wait_open()  # its other end has greeted before we came, so that stream() may follow at once
+        return path
 
     async def _open(self, descriptor: int, ident: int, edge: Edge, *, name: str, limit: int, peer: str = "") -> Path:
         """A path over a descriptor. ``ident`` is its number, by which it can be bound again; 0 if it cannot."""

@@ -14,7 +14,9 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from tests.systems import Bench, read_until
+from tests.systems import Bench, read_until, wait_for
+
+from retinue.svm.command import FOLDERS
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 
@@ -158,3 +160,62 @@ def test_every_example_has_a_readme() -> None:
         if folder.is_dir() and folder.name != "__pycache__":
             assert (folder / "README.md").is_file(), folder
             assert (folder / f"{folder.name}.toml").is_file(), folder
+
+
+needs_redis = pytest.mark.skipif(
+    not any(os.access(f"{folder}/redis-server", os.X_OK) for folder in FOLDERS),
+    reason="the example daemon runs the redis-server of the distribution, and it is not installed",
+)
+
+
+@pytest.fixture
+def daemon(bench: Bench) -> Iterator[Web]:
+    install(bench, "daemon")
+    bench.up()
+    yield Web(bench)
+    down = bench.run("down")
+    assert down.returncode == 0, down.stderr
+    bench.assert_gone()
+
+
+def redis_pid(daemon: Web) -> int:
+    """The process of redis-server: the one child of its machine's own."""
+    pid = daemon.machine("REDIS")["pid"]
+    (child,) = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(child)
+
+
+@needs_redis
+def test_daemon_counts_visits_over_every_restart(daemon: Web) -> None:
+    """What Redis has on its disk outlives its process, and the system; its own words are in the log."""
+    assert daemon.get("/") == (200, "visit 1\n")
+    assert daemon.get("/") == (200, "visit 2\n")
+    assert "Server initialized" in daemon.bench.run("logs", "REDIS", "-n", "all").stdout
+    os.kill(redis_pid(daemon), signal.SIGKILL)
+    wait_for(lambda: daemon.machine("REDIS")["generation"] == 2 and daemon.machine("REDIS")["state"] == "READY")
+    assert daemon.machine("REDIS")["cause"].startswith("exit status 137: redis-server was killed by SIGKILL")
+    while (answer := daemon.get("/"))[0] == 503:  # its client learns of the death by its next visit
+        pass
+    assert answer == (200, "visit 3\n")
+    assert daemon.bench.run("down").returncode == 0
+    daemon.bench.up()
+    assert daemon.get("/") == (200, "visit 4\n")
+
+
+@needs_redis
+def test_daemon_is_sealed(daemon: Web) -> None:
+    """A native program has lost as much as a Python one: it is seen from outside, in what the kernel says of it."""
+    pid = redis_pid(daemon)
+    status = dict(
+        line.split(":\t", 1) for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+    )
+    assert status["Name"] == "redis-server"
+    assert status["Seccomp"] == "2"
+    assert status["NoNewPrivs"] == "1"
+    assert {status[f"Cap{each}"].strip("0") for each in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {""}
+    layers = daemon.machine("REDIS")["seal"]
+    assert {"no-new-privs", "seccomp"} <= set(layers)
+    for layer, namespace in (("net-ns", "net"), ("pid-ns", "pid"), ("mount-ns", "mnt")):
+        if layer in layers:
+            assert os.readlink(f"/proc/{pid}/ns/{namespace}") != os.readlink(f"/proc/self/ns/{namespace}")
+    assert daemon.get("/") == (200, "visit 1\n")

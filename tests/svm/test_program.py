@@ -102,3 +102,20 @@ def test_asgi_application_that_is_not_there(write: Write, attribute: str) -> Non
     name = write("x = 5\nasync def app(scope, receive, send): pass\n")
     with pytest.raises(ProgramError, match="has no ASGI application"):
         program.load("asgi", f"{name}:{attribute}")
+
+
+def test_wsgi_application(write: Write) -> None:
+    """Found by its attribute, dotted or not; it needs no class of settings."""
+    name = write("class Site:\n    def app(self, environ, start_response): ...\nsite = Site()\n")
+    found = program.load("wsgi", f"{name}:site.app", {"threads": 3})
+    assert found.config_class is None
+    with pytest.raises(ProgramError, match=f"{name} has no WSGI application 'other'"):
+        program.load("wsgi", f"{name}:other")
+
+
+def test_native_program() -> None:
+    """Found in the folders of programs, whatever PATH says; nothing is imported."""
+    arguments = {"name": "A", "command": ["true", "{disks.a}"], "edges": {}, "disks": {"a": "/a"}}
+    assert program.load("exec", "true", arguments).config_class is None
+    with pytest.raises(ProgramError, match="no program nonsense"):
+        program.load("exec", "nonsense", arguments | {"command": ["nonsense"]})
