@@ -313,7 +313,8 @@ class Run:
         if number in self.missing:
             return
         if experiment.family not in self._pairs:
-            self._pairs[experiment.family] = Pair(interpreter)
+            modules = [ENDS_MODULE] if experiment.module == ENDS_MODULE else []
+            self._pairs[experiment.family] = Pair(interpreter, modules)
         try:
             found = run(self._pairs[experiment.family], experiment, cores)
         except ExperimentFailed as exc:
@@ -426,7 +427,7 @@ def keep_open(plan: Plan, cores: set[int]) -> tuple[list[Result], str]:
     ends = allow_descriptors(2 * plan.ends + 2) // 2 - 1
     try:
         for _ in range(plan.memory_rounds):
-            with Pair() as pair:
+            with Pair(modules=[ENDS_MODULE]) as pair:
                 settings = {"size": SMALL, "limit": 64}
                 left, _ = pair.run(ENDS_MODULE, "keep open", settings, cores=cores, sockets=ends + 1)
                 found.append(left)

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import IO, Any, Final, NoReturn
 
 ROOT: Final = pathlib.Path(__file__).resolve().parent.parent
 
@@ -32,7 +32,11 @@ PATIENCE: Final = 60.0
 # Of descriptors in one message; the kernel takes 253 (SCM_MAX_FD).
 _BATCH: Final = 200
 
-_PROGRAM: Final = "import sys; sys.path.insert(0, sys.argv[1]); from benchmarks.pipes_pair import work; work()"
+# The arguments: the folder of this repository, the sockets to the parent, and what to import before the processes part.
+_PROGRAM: Final = (
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from benchmarks.pipes_pair import fork; fork(*map(int, sys.argv[2:4]), *sys.argv[4:])"
+)
 
 
 class ExperimentFailed(RuntimeError):
@@ -42,19 +46,10 @@ class ExperimentFailed(RuntimeError):
 class Worker:
     """The parent's side of one process."""
 
-    def __init__(self, interpreter: str) -> None:
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.control.settimeout(PATIENCE)
-        # What it writes is looked at when it dies; else some peers' remarks would stand between ours.
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115  (closed by stop)
-        with theirs:
-            self.process = subprocess.Popen(
-                [interpreter, "-P", "-c", _PROGRAM, str(ROOT)],
-                stdin=theirs.fileno(),
-                stdout=self._output,
-                stderr=self._output,
-                start_new_session=True,  # what an experiment starts (tractor does) ends with it
-            )
+    def __init__(self, control: socket.socket, output: IO[bytes]) -> None:
+        self.control = control
+        self._output = output
+        self.pid: int = self.answer()["pid"]
 
     def order(self, about: Mapping[str, Any], descriptors: Sequence[int]) -> None:
         while len(descriptors) > _BATCH:
@@ -80,23 +75,42 @@ class Worker:
 
     def pin(self, cores: set[int]) -> None:
         """Every thread it has; those to come inherit it from the one that starts them."""
-        for thread in os.listdir(f"/proc/{self.process.pid}/task"):
+        for thread in os.listdir(f"/proc/{self.pid}/task"):
             with contextlib.suppress(ProcessLookupError):
                 os.sched_setaffinity(int(thread), cores)
 
-    def stop(self) -> None:
-        self.control.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self._output.close()
-
 
 class Pair:
-    """Two processes, from the start to the end of a ``with`` block. ``interpreter``: the Python that they run."""
+    """Two processes, from the start to the end of a ``with`` block. ``interpreter``: the Python that they run.
 
-    def __init__(self, interpreter: str = sys.executable) -> None:
-        self.workers = Worker(interpreter), Worker(interpreter)
+    They are forked from one that has imported ``modules``, as machines are from their saved system: what they do not
+    write to is one and the same memory.
+    """
+
+    def __init__(self, interpreter: str = sys.executable, modules: Sequence[str] = ()) -> None:
+        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
+        self._controls, theirs = zip(*pairs, strict=True)
+        # What they write is looked at when one dies; else some peers' remarks would stand between ours.
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115  (closed by stop)
+        numbers = [sock.fileno() for sock in theirs]
+        self._process = subprocess.Popen(
+            [interpreter, "-P", "-c", _PROGRAM, str(ROOT), *map(str, numbers), *modules],
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=self._output,
+            pass_fds=numbers,
+            start_new_session=True,  # what an experiment starts (tractor does) ends with it
+        )
+        for sock in theirs:
+            sock.close()
+        try:
+            for sock in self._controls:
+                sock.settimeout(PATIENCE)
+            left, right = (Worker(sock, self._output) for sock in self._controls)
+            self.workers = left, right
+        except BaseException:
+            self.stop()
+            raise
 
     def __enter__(self) -> "Pair":
         return self
@@ -106,8 +120,12 @@ class Pair:
 
     def stop(self) -> None:
         """End both processes and what they have started."""
-        for worker in self.workers:
-            worker.stop()
+        for sock in self._controls:
+            sock.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._output.close()
 
     def run(
         self,
@@ -153,10 +171,28 @@ def allow_descriptors(count: int) -> int:
 # -- in the process ------------------------------------------------------------------------------------------------
 
 
-def work() -> None:
-    """Do what the parent says on standard input, until it closes it."""
+def fork(left: int, right: int, *modules: str) -> NoReturn:
+    """Import the modules, become two processes, one for each socket to the parent, and wait for them."""
+    for module in modules:
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()
+    for mine, other in ((left, right), (right, left)):
+        if os.fork() == 0:
+            os.close(other)
+            work(socket.socket(fileno=mine))
+            os._exit(0)
+    os.close(left)
+    os.close(right)
+    for _ in range(2):
+        os.wait()
+    os._exit(0)
+
+
+def work(control: socket.socket) -> None:
+    """Do what the parent says on a socket, until it closes it."""
+    control.send(json.dumps({"pid": os.getpid()}).encode())
     allow_descriptors(1 << 14)
-    control = socket.socket(fileno=os.dup(0))
     for order, descriptors in _orders(control):
         gc.collect()
         # What is there already is left out of the collections that follow, which go on as in any program.
@@ -166,8 +202,6 @@ def work() -> None:
             found = experiment(descriptors, order["settings"])
         except Exception as exc:
             found = {"error": f"{_first(exc)}\n{''.join(traceback.format_exception(exc))[-4000:]}"}
-        finally:
-            gc.unfreeze()
         control.send(json.dumps(found).encode())
 
 

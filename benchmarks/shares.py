@@ -112,6 +112,14 @@ def used(pids: list[int], seconds: float) -> list[float]:
     return [100 * (end - start) / took for start, end in zip(before, after, strict=True)]
 
 
+def idle_time() -> float:
+    """Seconds for which the processor that machines are put on has had nothing to do (proc(5), stat)."""
+    name = f"cpu{max(os.sched_getaffinity(0))} "
+    [line] = [line for line in Path("/proc/stat").read_text().splitlines() if line.startswith(name)]
+    _, _, _, _, idle, waiting, *_ = line.split()
+    return (int(idle) + int(waiting)) / os.sysconf("SC_CLK_TCK")
+
+
 def pinned(pids: list[int]) -> list[int]:
     """The processes, from now on on one processor: the last that is ours."""
     for pid in pids:
@@ -133,8 +141,15 @@ def measure_shares(seconds: float) -> list[Result]:
 
 def measure_alone(seconds: float) -> list[Result]:
     with running('[machines.ONE]\nprogram = "busy"\n') as system:
-        [one] = used(pinned([system.machines["ONE"]]), seconds)
-    return [Result("alone on a processor", one, "% of a processor", target=ALONE)]
+        pids = pinned([system.machines["ONE"]])
+        before, begun = idle_time(), time.monotonic()
+        [one] = used(pids, seconds)
+        idle = 100 * (idle_time() - before) / (time.monotonic() - begun)
+    return [
+        Result("alone on a processor", one, "% of a processor"),
+        # On a host with nothing else to do the two are the same.
+        Result("alone, of what nobody else used", 100 * one / max(one + idle, 0.01), "%", target=ALONE),
+    ]
 
 
 def measure_cap(seconds: float) -> list[Result]:
