@@ -54,6 +54,8 @@ LEAVING: Final = 5.0
 LAST_WORDS: Final = 2.0
 # Seconds of it before the machine's paths are cut: its last line may be the reason that others are told.
 LAST_LINE: Final = 0.2
+# How a program's last complaint begins when it was refused memory: by its interpreter, and by a call (ENOMEM).
+OUT_OF_STORAGE: Final = ("MemoryError", "OSError: [Errno 12]")
 # Messages a machine may have outstanding on its control path: connects wait there while a target restarts, and every
 # path of such a target asks there for its successor.
 CONTROL_LIMIT: Final = MAX_PATHS + 512
@@ -348,7 +350,7 @@ class Life:
         if code < 0:
             return Death(f"killed by {_signal_name(-code)}", asked, failed=True)
         said = exit.ended or self._cp.last_complaint(self.name, self.generation)
-        if said and said.startswith("MemoryError"):
+        if said and said.startswith(OUT_OF_STORAGE):
             return Death(f"out of storage: its program got {said} within {self._storage(exit)}", asked, failed=True)
         return Death(f"exit status {code}" + (f": {said}" if said else ""), asked, failed=True)
 

@@ -6,7 +6,18 @@ from typing import Protocol
 import attrs
 import trio
 
-__all__ = ["Birth", "Born", "Exit", "Host", "HostEvent", "SavedSystemDied", "SealLayer", "Terminate"]
+__all__ = [
+    "Birth",
+    "Born",
+    "Exit",
+    "Host",
+    "HostEvent",
+    "Limit",
+    "LimitFailed",
+    "SavedSystemDied",
+    "SealLayer",
+    "Terminate",
+]
 
 
 @attrs.frozen
@@ -41,6 +52,10 @@ class Birth:
     """Its share of the processors, relative to other machines."""
     cpu: float = 0.0
     """Processors it may use at most; 0 for all."""
+    largest_share: int = 0
+    """The largest share of any machine of its system; 0 for its own."""
+    groups: tuple[str, ...] = ()
+    """Files of its control groups, given by the host: whoever writes ``0`` into them is in."""
 
 
 @attrs.frozen
@@ -87,6 +102,22 @@ class SealLayer:
 
 
 @attrs.frozen
+class Limit:
+    """How one kind of limit is kept on this host."""
+
+    limit: str
+    """``storage``, ``share``, ``cpu``, ``tasks``, ``disk`` or ``temporary disk``."""
+    mechanism: str
+    """In a few words; ``"none"`` where nothing does it."""
+    enforced: bool
+    """True: the kernel keeps it at every moment. False: it is looked at now and then, or not at all."""
+    why: str = ""
+    """Why it is not enforced, or what it depends on."""
+    cure: str = ""
+    """What would help."""
+
+
+@attrs.frozen
 class Terminate:
     """Somebody sent the nucleus SIGTERM or SIGINT: stop in order. A second signal ends everything at once."""
 
@@ -99,7 +130,17 @@ class SavedSystemDied:
     text: str
 
 
-HostEvent = Terminate | SavedSystemDied
+@attrs.frozen
+class LimitFailed:
+    """A limit that this host can enforce could not be set for one machine, which runs without it."""
+
+    machine: str
+    generation: int
+    limit: str
+    why: str
+
+
+HostEvent = Terminate | SavedSystemDied | LimitFailed
 
 
 class Host(Protocol):
@@ -138,3 +179,9 @@ class Host(Protocol):
 
     def seal_report(self) -> list[SealLayer]:
         """What the seal of this host's machines is made of, and what could not be had, and why."""
+
+    def usage(self, machine: str, generation: int) -> int:
+        """Bytes of storage that the host has charged to a machine, swapped ones too; 0 where it does not count."""
+
+    def limits_report(self) -> list[Limit]:
+        """How the limits of machines are kept on this host, and why not better."""

@@ -1,6 +1,7 @@
 """The host as the CP sees it, on Linux: the trio face of the link to the nucleus."""
 
 import math
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -10,18 +11,37 @@ from typing import Any, NoReturn
 import attrs
 import trio
 
+from retinue.cp.host import limits
+from retinue.cp.host.cgroups import Group, Groups
 from retinue.cp.host.errors import HostLost, LinkError, SavedSystemFailed, SpawnFailed
-from retinue.cp.host.interface import Birth, Born, Exit, HostEvent, SavedSystemDied, SealLayer, Terminate
+from retinue.cp.host.interface import (
+    Birth,
+    Born,
+    Exit,
+    HostEvent,
+    Limit,
+    LimitFailed,
+    SavedSystemDied,
+    SealLayer,
+    Terminate,
+)
 from retinue.cp.host.link import Link, close_all, descriptor_list, field
 from retinue.cp.host.nucleus import SPAWNS_AT_ONCE
 
 __all__ = ["LinuxHost", "open_host"]
+
+# Seconds after which a group whose last process was not seen to end is looked at again: the dying are not listed.
+GROUP_AGAIN = 0.05
+
+# Seconds a machine that was just born may take until it is in its groups, before it is moved there.
+GROUP_ENTERS = 0.002
 
 
 @attrs.define
 class _Spawn:
     """One that has no answer yet."""
 
+    group: Group | None
     answered: trio.Event = attrs.field(factory=trio.Event)
     born: Born | None = None
     error: SpawnFailed | None = None
@@ -31,8 +51,13 @@ class _Spawn:
 class LinuxHost:
     """Implements :class:`retinue.cp.host.interface.Host`. Made by :func:`open_host`."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, groups: Groups | None = None) -> None:
         self._link = link
+        self._groups = groups
+        self._group_of: dict[tuple[str, int], Group] = {}
+        # Those whose machine has ended, but not yet every process of it. As many as there were machines, at most.
+        self._remains, self._remains_out = trio.open_memory_channel[Group](math.inf)
+        self._shares, self._why_shares = limits.shares(groups)
         self._spawns: dict[tuple[str, int], _Spawn] = {}
         # Given back by the answer, not by who waits for it: the nucleus counts answers, too.
         self._places = trio.Semaphore(SPAWNS_AT_ONCE, max_value=SPAWNS_AT_ONCE)
@@ -59,15 +84,20 @@ class LinuxHost:
     async def spawn(self, birth: Birth, descriptors: Sequence[int]) -> Born:
         """See Host.spawn."""
         await self._places.acquire()
-        spawn = _Spawn()
+        spawn = _Spawn(self._make_group(birth))
+        if spawn.group is not None:
+            birth = attrs.evolve(birth, groups=spawn.group.doors)
         try:
             self._post({"verb": "spawn", "birth": attrs.asdict(birth)}, descriptor_list(descriptors))
         except BaseException:
             self._places.release()
+            self._leave_group((birth.machine, birth.generation))
             raise
         self._spawns[birth.machine, birth.generation] = spawn
         try:
             await spawn.answered.wait()
+            if spawn.born is not None:
+                await self._place(birth, spawn.born.pid, spawn.group)
         except BaseException:
             spawn.abandoned = True
             if spawn.born is not None:
@@ -92,6 +122,66 @@ class LinuxHost:
     def seal_report(self) -> list[SealLayer]:
         """See Host.seal_report."""
         return list(self._layers)
+
+    def limits_report(self) -> list[Limit]:
+        """See Host.limits_report."""
+        return limits.report(self._groups, self._shares, self._why_shares, self._layers)
+
+    # -- control groups ----------------------------------------------------------------------------------------------
+
+    def _make_group(self, birth: Birth) -> Group | None:
+        if self._groups is None:
+            return None
+        group = self._groups.make(
+            birth.machine, birth.generation, storage=birth.storage, share=birth.share, cpu=birth.cpu
+        )
+        self._group_of[birth.machine, birth.generation] = group
+        self._tell_failed(birth, group)
+        return group
+
+    def _tell_failed(self, birth: Birth, group: Group) -> None:
+        for limit, why in group.failed if not self._lost else ():
+            self._events.send_nowait(LimitFailed(birth.machine, birth.generation, limit, why))
+        group.failed.clear()
+
+    async def _place(self, birth: Birth, pid: int, group: Group | None) -> None:
+        """See that a machine that was just born is in its group, and has its share."""
+        if group is not None and pid and not group.holds(pid):
+            if group.doors:
+                await trio.sleep(GROUP_ENTERS)  # it does so by itself as its first act, and to move it takes far longer
+            if not group.holds(pid):
+                await trio.to_thread.run_sync(group.move, pid)
+                self._tell_failed(birth, group)
+        if self._shares is not None:
+            self._shares.give(pid, birth.share, birth.largest_share or birth.share)
+
+    def _leave_group(self, key: tuple[str, int]) -> Group | None:
+        """The group of a machine that has ended; it is as good as removed."""
+        group = self._group_of.pop(key, None)
+        if group is not None and self._groups is not None and not self._groups.remove(group):
+            self._remains.send_nowait(group)
+        return group
+
+    async def give_shares(self) -> None:
+        """Task: weights for machines that have no group."""
+        if self._shares is not None:
+            await self._shares.run()
+
+    async def sweep(self) -> NoReturn:
+        """Task: remove the groups of machines that were more than one process, when the last of them is gone."""
+        async for group in self._remains_out:
+            while self._groups is not None and not self._groups.remove(group):
+                with trio.move_on_after(GROUP_AGAIN):
+                    for pid in group.pids():
+                        await _gone(pid)
+        raise AssertionError("the channel is never closed")
+
+    def usage(self, machine: str, generation: int) -> int:
+        """See Host.usage."""
+        group = self._group_of.get((machine, generation))
+        return group.usage() if group is not None else 0
+
+    # -- the link ----------------------------------------------------------------------------------------------------
 
     def _post(self, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
         if self._lost:
@@ -163,9 +253,18 @@ class LinuxHost:
                 spawn.error = SpawnFailed(machine, "saved system", 0, died.text)
                 spawn.answered.set()
         elif event == "exit":
-            self._exits.send_nowait(Exit(**{name: message[name] for name in _EXIT_FIELDS if name in message}))
+            self._exits.send_nowait(self._exit(message))
         else:
             self._answered(event, message)
+
+    def _exit(self, message: dict[str, Any]) -> Exit:
+        exit = Exit(**{name: message[name] for name in _EXIT_FIELDS if name in message})
+        key = exit.machine, exit.generation
+        if (group := self._group_of.get(key)) is None:
+            return exit
+        used = group.used()
+        self._leave_group(key)
+        return attrs.evolve(exit, out_of_storage=used.out_of_storage, peak_storage=used.peak)
 
     def _answered(self, event: str, message: dict[str, Any]) -> None:
         key = machine, generation = field(message, "machine", str), field(message, "generation", int)
@@ -178,6 +277,7 @@ class LinuxHost:
         else:
             step, errno, hint = field(message, "step", str), field(message, "errno", int), field(message, "hint", str)
             spawn.error = SpawnFailed(machine, step, errno, hint)
+            self._leave_group(key)
         spawn.answered.set()
 
 
@@ -185,19 +285,23 @@ _EXIT_FIELDS = [attribute.name for attribute in attrs.fields(Exit)]
 
 
 @asynccontextmanager
-async def open_host(link: socket.socket) -> AsyncIterator[LinuxHost]:
+async def open_host(link: socket.socket, groups: Groups | None = None) -> AsyncIterator[LinuxHost]:
     """Speak to the nucleus over ``link``, the descriptor the CP was started with.
+
+    :param groups: the control groups of its machines, which go with the block; without any there are none.
 
     Entered when every saved system is ready, so that the seal report is complete.
 
     :raises SavedSystemFailed: one could not be made (a module of ``[system] preload``, or no way to seal machines).
     :raises HostLost: the nucleus is gone.
     """
-    host = LinuxHost(Link(link))
+    host = LinuxHost(Link(link), groups)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(host.read)
             nursery.start_soon(host.write)
+            nursery.start_soon(host.sweep)
+            nursery.start_soon(host.give_shares)
             await host.wait_started()
             yield host
             nursery.cancel_scope.cancel()
@@ -206,3 +310,18 @@ async def open_host(link: socket.socket) -> AsyncIterator[LinuxHost]:
         if len(group.exceptions) == 1:
             raise group.exceptions[0] from None
         raise
+    finally:
+        if groups is not None:
+            groups.close()
+
+
+async def _gone(pid: int) -> None:
+    """Until a process has ended."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        await trio.lowlevel.wait_readable(pidfd)
+    finally:
+        os.close(pidfd)

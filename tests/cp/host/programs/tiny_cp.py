@@ -1,6 +1,7 @@
 """A control program without a will of its own: it does to its host what the test says over the console, and tells back.
 
-Orders: ``{"id", "do": "spawn", "birth": {...}}`` with two descriptors, ``signal``, ``end``, ``report``, ``exit``.
+Orders: ``{"id", "do": "spawn", "birth": {...}}`` with two descriptors, ``signal``, ``end``, ``report``,
+``limits``, ``usage``, ``exit``.
 Answers carry the id; ends of machines and events of the host come without one.
 """
 
@@ -11,6 +12,7 @@ from typing import Any
 import attrs
 import trio
 
+from retinue.cp.host.cgroups import Groups
 from retinue.cp.host.errors import HostError
 from retinue.cp.host.interface import Birth
 from retinue.cp.host.link import Link, close_all
@@ -18,13 +20,20 @@ from retinue.cp.host.linux import LinuxHost, open_host
 
 
 def main(args: dict[str, Any]) -> int:
-    trio.run(_drive, socket.socket(fileno=args["link"]), Link(socket.socket(fileno=args["console"])))
+    trio.run(_drive, socket.socket(fileno=args["link"]), Link(socket.socket(fileno=args["console"])), None)
     return 0
 
 
-async def _drive(link: socket.socket, console: Link) -> None:
+def main_with_groups(args: dict[str, Any]) -> int:
+    """As a real control program: machines have control groups, where the host has any."""
+    groups = Groups(args["system"])
+    trio.run(_drive, socket.socket(fileno=args["link"]), Link(socket.socket(fileno=args["console"])), groups)
+    return 0
+
+
+async def _drive(link: socket.socket, console: Link, groups: Groups | None) -> None:
     try:
-        async with open_host(link) as host, trio.open_nursery() as nursery:
+        async with open_host(link, groups) as host, trio.open_nursery() as nursery:
             nursery.start_soon(_tell_exits, host, console)
             nursery.start_soon(_tell_events, host, console)
             console.post({"ready": os.getpid()})
@@ -68,6 +77,10 @@ async def _obey(
             leave.cancel()
         elif order["do"] == "report":
             answer["value"] = [attrs.asdict(layer) for layer in host.seal_report()]
+        elif order["do"] == "limits":
+            answer["value"] = [attrs.asdict(limit) for limit in host.limits_report()]
+        elif order["do"] == "usage":
+            answer["value"] = host.usage(order["machine"], order["generation"])
         elif order["do"] == "exit":
             os._exit(order["status"])
     except HostError as error:
