@@ -31,11 +31,14 @@ class Seal(Protocol):
     def descriptors(self, keep: Collection[int]) -> None:
         """/dev/null as 0; every descriptor that is not kept is closed."""
 
+    def root(self) -> None:
+        """A root of its own, in which there is nothing but its disks and the code it runs, where the host can do it."""
+
     def limits(self) -> None:
         """Resource limits: what the topology's ``storage`` allows, and sane bounds for the rest."""
 
     def privileges(self) -> None:
-        """no_new_privs, and no capability of any kind."""
+        """Its own user, where the host gives it one; no_new_privs, and no capability of any kind."""
 
     def parent(self) -> None:
         """Die with the saved system."""
@@ -57,32 +60,36 @@ def boot(birth: Mapping[str, Any], seal: Seal, control_fd: int, log_fd: int) -> 
     seal.descriptors((0, 1, 2, CONTROL, LOG))
     # 3. From here on it can speak, so that each later step can say why it failed.
     writer = log.LogWriter(socket.socket(fileno=LOG))
-    step = "limits"
+    step = "root"
     try:
-        # 4. Bounds on memory, descriptors and so on. Before the seal: some limits cannot be set under it.
+        # 4. A root of its own. While it still has the right to mount, and after 2, which needs the host's /dev.
+        seal.root()
+        # 5. Bounds on memory, descriptors and so on. Before the seal: some limits cannot be set under it.
+        step = "limits"
         seal.limits()
-        # 5. Nothing to gain by any later exec, and no power left. Landlock and seccomp ask for no_new_privs.
+        # 6. Its own user, nothing to gain by any later exec, and no power left. After 4, which needs power; Landlock
+        #    and seccomp ask for no_new_privs.
         step = "privileges"
         seal.privileges()
-        # 6. Death with the parent. After the change of credentials in 5, which would clear it (prctl(2)).
+        # 7. Death with the parent. After the change of user in 6, which would clear it (prctl(2)).
         step = "parent"
         seal.parent()
-        # 7. Files. Before seccomp, which refuses the calls that Landlock is made of.
+        # 8. Files. As the user of 6 and in the root of 4; before seccomp, which refuses the calls of Landlock.
         step = "files"
         seal.files()
-        # 8. System calls. The last step that needs any of the others' calls.
+        # 9. System calls. The last step that needs any of the others' calls.
         step = "calls"
         seal.calls()
     except OSError as exc:
         writer.write(log.CRITICAL, "retinue.svm", f"the boot step {step!r} failed: {exc}", {"step": step})
         os._exit(EXIT_SEAL)
-    # 9. What a fork copies and must not be the same in two machines.
+    # 10. What a fork copies and must not be the same in two machines.
     reseed()
-    # 10. A Python whose output goes to the log, also when it crashes; threads small enough for small machines.
+    # 11. A Python whose output goes to the log, also when it crashes; threads small enough for small machines.
     log.install(writer)
     faulthandler.enable(file=2)
     threading.stack_size(1024 * 1024)
-    # 11. The program, by name, only now.
+    # 12. The program, by name, only now.
     code = runtime.run_to_exit_code(socket.socket(fileno=CONTROL))
     log.finish()
     os._exit(code)

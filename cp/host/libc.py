@@ -9,6 +9,7 @@ import os
 import platform
 
 __all__ = [
+    "CLONE_NEWCGROUP",
     "CLONE_NEWIPC",
     "CLONE_NEWNET",
     "CLONE_NEWNS",
@@ -19,9 +20,12 @@ __all__ = [
     "capset_nothing_but",
     "die_with_parent",
     "mount",
+    "pivot_to_working_folder",
     "prctl",
+    "restrict_mount",
     "setns",
     "syscall",
+    "unmount",
     "unshare",
 ]
 
@@ -30,6 +34,7 @@ MACHINE = platform.machine()
 
 # sched.h
 CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
@@ -39,12 +44,21 @@ CLONE_NEWNET = 0x40000000
 # linux/prctl.h
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
 PR_SET_NAME = 15
 PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
+
+# sys/mount.h
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC = 2, 4, 8, 0x1000, 0x4000
+MS_PRIVATE, MS_SLAVE = 1 << 18, 1 << 19
+MNT_DETACH = 2
+# linux/mount.h
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
+_AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 
 CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 
@@ -57,6 +71,7 @@ _unshare = _libc.unshare
 _setns = _libc.setns
 _syscall = _libc.syscall
 _mount = _libc.mount
+_umount2 = _libc.umount2
 
 
 def _check(result: int) -> int:
@@ -89,7 +104,40 @@ def setns(descriptor: int, kind: int) -> None:
 
 def mount(source: str, target: str, kind: str, flags: int, data: str) -> None:
     """mount(2)."""
-    _check(_mount(source.encode(), target.encode(), kind.encode(), flags, data.encode()))
+    _check(_mount(os.fsencode(source), os.fsencode(target), kind.encode(), flags, data.encode()))
+
+
+_SYS_MOUNT_SETATTR = 442
+
+
+def restrict_mount(target: str, attributes: int, *, below: bool = True) -> None:
+    """Add ``attributes`` (MOUNT_ATTR_...) to a mount, and to all below it (mount_setattr(2), Linux 5.12).
+
+    What is mounted or unmounted elsewhere from then on changes nothing there, nor the other way round.
+    """
+    path = ctypes.create_string_buffer(os.fsencode(target))
+    wanted = (ctypes.c_uint64 * 4)(attributes, 0, MS_PRIVATE, 0)
+    flags = _AT_RECURSIVE if below else 0
+    syscall(_SYS_MOUNT_SETATTR, _AT_FDCWD, ctypes.addressof(path), flags, ctypes.addressof(wanted), 32)
+
+
+def unmount(target: str) -> None:
+    """Detach a mount and all below it (umount2(2) with MNT_DETACH)."""
+    _check(_umount2(os.fsencode(target), ctypes.c_int(MNT_DETACH)))
+
+
+_SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+
+
+def pivot_to_working_folder() -> None:
+    """The working folder, a mount, becomes the root of its mount namespace; nothing of the old one stays.
+
+    The old root is put over the new one and then taken off, which needs no folder to put it (pivot_root(2), NOTES).
+    """
+    here = ctypes.create_string_buffer(b".")
+    syscall(_SYS_PIVOT_ROOT[MACHINE], ctypes.addressof(here), ctypes.addressof(here))
+    unmount(".")
+    os.chdir("/")
 
 
 def syscall(number: int, *arguments: int) -> int:

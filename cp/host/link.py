@@ -1,7 +1,7 @@
 """The link: one JSON object per packet, with descriptors, over an ``AF_UNIX`` ``SOCK_SEQPACKET`` socket.
 
-It joins CP and nucleus, and nucleus and saved systems. Standard library only. Nothing here blocks; the caller waits for
-the socket in its own way (poll in the nucleus, trio in the CP).
+It joins CP and nucleus, and nucleus and saved systems. Standard library only. Nothing here blocks but
+:func:`send_now`; the caller waits for the socket in its own way (poll in the nucleus, trio in the CP).
 """
 
 import array
@@ -9,13 +9,24 @@ import collections
 import errno
 import json
 import os
+import select
 import socket
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from retinue.cp.host.errors import LinkError, LinkLimit
 
-__all__ = ["DESCRIPTORS_MAX", "MESSAGE_MAX", "QUEUE_MAX", "TEXT_MAX", "Link", "descriptor_list", "field", "link_pair"]
+__all__ = [
+    "DESCRIPTORS_MAX",
+    "MESSAGE_MAX",
+    "QUEUE_MAX",
+    "TEXT_MAX",
+    "Link",
+    "descriptor_list",
+    "field",
+    "link_pair",
+    "send_now",
+]
 
 MESSAGE_MAX = 64 * 1024
 """Bytes of one message: a birth with some dozens of paths of PATH_MAX (4096) fits; a receive buffer stays small."""
@@ -166,3 +177,13 @@ class Link:
         while self._queue:
             close_all(self._queue.popleft()[1])
         self._socket.close()
+
+
+def send_now(link: Link, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
+    """Post and wait until it has left: for a saved system, which is a plain blocking program."""
+    link.post(message, descriptors)
+    while link.waiting:
+        poll = select.poll()
+        poll.register(link.fileno(), select.POLLOUT)
+        poll.poll()
+        link.flush()

@@ -19,8 +19,6 @@ and to it::
 
 import contextlib
 import gc
-import importlib
-import importlib.machinery
 import mmap
 import os
 import select
@@ -32,7 +30,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from retinue.cp.host import image, libc
 from retinue.cp.host.errors import LinkError, PreloadFailed, SealFailed
-from retinue.cp.host.link import Link, clipped, close_all, field
+from retinue.cp.host.link import Link, clipped, close_all, field, send_now
 from retinue.cp.host.seal import SealKit, namespaces
 
 __all__ = ["BOOT_ENTRY", "ENTRY", "main"]
@@ -74,7 +72,7 @@ def main(arguments: dict[str, Any]) -> int:
         known = isinstance(error, (SealFailed, PreloadFailed))
         text = str(error) if known else traceback.format_exc()
         with contextlib.suppress(OSError):
-            _send(link, {"event": "broken", "text": clipped(text)})
+            send_now(link, {"event": "broken", "text": clipped(text)})
         return 1
     return saved.serve()
 
@@ -85,29 +83,24 @@ class SavedSystem:
     def __init__(self, link: Link, arguments: dict[str, Any]) -> None:
         self._link = link
         self._machines: dict[int, _Machine] = {}
-        sealed = arguments["kind"] == "sealed"
+        network = arguments["kind"] == "network"
         with contextlib.suppress(PermissionError):  # only root may; others keep groups that Landlock makes useless
             os.setgroups([])
         # Of a process that is not dumpable root owns the files in /proc, and it could not write its uid_map (proc(5)).
         libc.prctl(libc.PR_SET_DUMPABLE, 1)
-        why = _enter_namespaces(link, arguments["system"]) if sealed else "not for the host's network"
-        self._home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC) if not why else -1
+        self._inside = namespaces.go_inside(link, arguments["system"], network=network)
         libc.prctl(libc.PR_SET_DUMPABLE, 0)
         libc.set_process_name(arguments["title"])
         self._boot = image.warm_up(_HOUSE, arguments["preload"], arguments["boot_entry"])
-        self._kit = SealKit(sys.path, network=not sealed, own_pid_namespace=not why)
+        self._kit = SealKit(sys.path, network=network, inside=self._inside)
         self._wake, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        self._kit.complete()
         gc.collect()
         # Without this a machine's first full collection would write to, and so copy, every object of the image.
         gc.freeze()
-        self._kit.complete()
-        layers = [[layer, True, version] for layer, version in self._kit.layers]
-        layers += [[layer, not why, why] for layer in namespaces.LAYERS]
-        hidden = why or namespaces.hide_proc()
-        layers += [["no-proc", not hidden, hidden]]
-        _send(link, {"event": "ready", "layers": layers})
+        send_now(link, {"event": "ready", "layers": [list(layer) for layer in self._kit.layers]})
 
     def serve(self) -> int:
         """Fork a machine for each request, report each end; returns when the nucleus is gone."""
@@ -148,7 +141,9 @@ class SavedSystem:
         step = "pid namespace"
         note = mmap.mmap(-1, NOTE_SIZE)
         try:
-            with namespaces.own_pid_namespace(self._home) if self._home >= 0 else contextlib.nullcontext():
+            self._kit.prepare(birth)
+            home = self._inside.home
+            with namespaces.own_pid_namespace(home) if home >= 0 else contextlib.nullcontext():
                 step = "fork"
                 pid = os.fork()
                 if pid == 0:
@@ -157,25 +152,30 @@ class SavedSystem:
             note.madvise(mmap.MADV_DONTFORK)
             step = "pidfd"
             pidfd = os.pidfd_open(pid)
+        except SealFailed as error:
+            told = {"step": f"{error.step}: {error.object}", "errno": error.errno, "hint": error.hint}
+            send_now(self._link, {"event": "failed", **answer, **told})
+            return
         except OSError as error:
             hint = "too many processes for this user (ulimit -u) or in this container" if error.errno == 11 else ""
-            _send(self._link, {"event": "failed", **answer, "step": step, "errno": error.errno or 0, "hint": hint})
+            send_now(self._link, {"event": "failed", **answer, "step": step, "errno": error.errno or 0, "hint": hint})
             return
         self._machines[pid] = _Machine(name, generation, note)
-        _send(self._link, {"event": "born", **answer}, [pidfd])
+        send_now(self._link, {"event": "born", **answer}, [pidfd])
 
     def _become(self, birth: dict[str, Any], control: int, log: int, note: mmap.mmap) -> NoReturn:
         """Everything a machine does from its fork on. Never comes back to the loop it was forked from."""
         try:
             signal.set_wakeup_fd(-1)
             seal = self._kit.seal(birth)
+            for door in birth["groups"]:
+                # By itself, because that is a hundred times quicker than to be moved. Who cannot, is.
+                with contextlib.suppress(OSError), open(door, "wb", buffering=0) as file:
+                    file.write(b"0")
             # From the first moment, though the seal does it again: nothing may survive a nucleus that is killed now.
             seal.parent()
             self._link.close()
             sys.path[:0] = birth["code"]
-            # A program's folder cannot be listed once the seal is on, so the finders must know now what is in it.
-            importlib.invalidate_caches()
-            importlib.machinery.PathFinder.find_spec("retinue_no_such_module")
             self._boot(birth, seal, control, log)
         except BaseException as error:
             text = str(error) if isinstance(error, OSError) else traceback.format_exc()
@@ -205,40 +205,4 @@ class SavedSystem:
                 "peak_kib": usage.ru_maxrss,
                 "ended": ended or None,
             }
-            _send(self._link, report)
-
-
-def _send(link: Link, message: dict[str, Any], descriptors: list[int] | None = None) -> None:
-    """Post and wait until it has left."""
-    link.post(message, descriptors or ())
-    while link.waiting:
-        poll = select.poll()
-        poll.register(link.fileno(), select.POLLOUT)
-        poll.poll()
-        link.flush()
-
-
-def _enter_namespaces(link: Link, name: str) -> str:
-    """Go on as process 1 of new namespaces, a child of the nucleus. Returns why not, or an empty string."""
-    if why := namespaces.try_namespaces(name):
-        return why
-    namespaces.enter_namespaces(name)
-    inner = os.fork()
-    if inner:
-        # The one outside has done its part. The nucleus, as subreaper, becomes the parent of the one inside.
-        try:
-            _send(link, {"event": "moved"}, [os.pidfd_open(inner)])
-        finally:
-            os._exit(0)
-    poll = select.poll()
-    poll.register(link.fileno(), select.POLLIN)
-    poll.poll()
-    received = link.receive()
-    if received is None or received[0] != {"verb": "go"}:
-        raise LinkError("the nucleus did not say go")
-    # Only now: set before, it would fire at the end of the one outside. The parent cannot be looked at a second time,
-    # for its pid lies outside this PID namespace, but a nucleus that has died meanwhile has hung up.
-    libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
-    if any(events & select.POLLHUP for _, events in poll.poll(0)):
-        raise LinkError("the nucleus is gone")
-    return ""
+            send_now(self._link, report)

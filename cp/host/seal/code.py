@@ -4,6 +4,7 @@ The line is drawn around modules, not folders: an entry of sys.path may be someb
 holds keys and data beside the programs.
 """
 
+import errno
 import importlib.machinery
 import os
 import site
@@ -11,7 +12,16 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 
-__all__ = ["interpreter_paths", "library_paths", "program_paths"]
+__all__ = [
+    "DISTRIBUTION",
+    "NAME_SERVICE",
+    "find_modules",
+    "interpreter_paths",
+    "library_paths",
+    "outermost",
+    "program_paths",
+    "resolved",
+]
 
 _SUFFIXES = tuple(importlib.machinery.all_suffixes())
 
@@ -39,6 +49,24 @@ NAME_SERVICE = (
     "/etc/protocols",
 )
 """What getaddrinfo(3) reads; only a machine with the host's network has a use for it."""
+
+DISTRIBUTION = (
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/etc/alternatives",
+    "/etc/ld.so.cache",
+    "/nix/store",
+    "/gnu/store",
+)
+"""Where a distribution keeps programs and what they are made of; only an ``exec`` machine may run any of it."""
+
+LINKS_MAX = 40
+"""Symbolic links on one way, as in the kernel (MAXSYMLINKS)."""
 
 
 def interpreter_paths() -> list[str]:
@@ -72,6 +100,49 @@ def library_paths(import_path: Iterable[str]) -> list[str]:
 def program_paths(folders: Iterable[str]) -> list[str]:
     """The modules and packages in each of ``folders``; nothing else that lies there."""
     return _once(path for folder in folders for path in _modules(folder))
+
+
+def find_modules(folders: Iterable[str], path: Iterable[str]) -> None:
+    """Have the import system know which modules there are in ``folders``, which may have changed, and on ``path``.
+
+    A machine may not list them once it is sealed, and need not list them if its saved system has.
+    """
+    for folder in folders:
+        sys.path_importer_cache.pop(folder, None)
+    importlib.machinery.PathFinder.find_spec("retinue_no_such_module", [*folders, *path])
+
+
+def resolved(path: str, links: dict[str, str]) -> str:
+    """Where an absolute path leads; every symbolic link on the way is added to ``links``, with what it says."""
+    here, left, hops = "", path.split("/")[::-1], 0
+    while left:
+        name = left.pop()
+        if name in ("", "."):
+            continue
+        if name == "..":
+            here = here.rpartition("/")[0]
+            continue
+        try:
+            target = os.readlink(f"{here}/{name}")
+        except OSError:  # no link, or nothing at all
+            here = f"{here}/{name}"
+            continue
+        if (hops := hops + 1) > LINKS_MAX:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        links[f"{here}/{name}"] = target
+        if target.startswith("/"):
+            here = ""
+        left += target.split("/")[::-1]
+    return here or "/"
+
+
+def outermost(paths: Iterable[str]) -> list[str]:
+    """Those that lie in no other one of them, sorted."""
+    kept: list[str] = []
+    for path in sorted(set(paths), key=lambda path: path.split("/")):
+        if not kept or not path.startswith(kept[-1] + "/"):
+            kept.append(path)
+    return kept
 
 
 def _package_folders() -> list[str]:

@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
 from retinue.cp.host import libc
 from retinue.cp.host.errors import SealFailed
@@ -13,11 +14,17 @@ from retinue.cp.host.errors import SealFailed
 __all__ = [
     "CAP_NET_BIND_SERVICE",
     "IMAGE_MARGIN",
+    "MAPPED_MARGIN",
+    "NATIVE_MARGIN",
     "OPEN_FILES",
+    "TASKS",
+    "Image",
     "changed_signals",
     "drop_privileges",
+    "image",
     "keep_descriptors",
     "leave_session",
+    "limit_tasks",
     "set_limits",
 ]
 
@@ -29,6 +36,15 @@ STACK = 8 * 1024 * 1024
 
 IMAGE_MARGIN = 4 * 1024 * 1024
 """Bytes of storage that must be left above the saved system's own, or the boot itself would run out in odd places."""
+
+MAPPED_MARGIN = 64 * 1024 * 1024
+"""Bytes of addresses above image and storage: for libraries that are loaded later, and what is mapped but not used."""
+
+NATIVE_MARGIN = 1024 * 1024 * 1024
+"""The same for a native program: its runtime may reserve addresses that it never uses (Go: some 600 MiB)."""
+
+TASKS = 512
+"""Threads and processes of one machine: twice the most threads of a wsgi machine."""
 
 _SYS_CLOSE_RANGE = 436
 DESCRIPTOR_LAST = (1 << 32) - 1
@@ -79,18 +95,43 @@ def _close_range(first: int, last: int) -> None:
         libc.syscall(_SYS_CLOSE_RANGE, first, last, 0)
 
 
-def set_limits(storage: int, image: int) -> None:
+class Image(NamedTuple):
+    """What a machine has from its saved system at its birth, in bytes."""
+
+    data: int
+    """Private writable memory, as RLIMIT_DATA counts it."""
+    size: int
+    """Addresses in use, as RLIMIT_AS counts them."""
+
+
+def image(proc: int) -> Image:
+    """Of the calling process; ``proc`` is the folder /proc."""
+    found = {"VmData": 0, "VmSize": 0}
+    with open("self/status", opener=lambda name, flags: os.open(name, flags, dir_fd=proc)) as status:
+        for line in status:
+            name, _, value = line.partition(":")
+            if name in found:
+                found[name] = int(value.split()[0]) * 1024
+    return Image(found["VmData"], found["VmSize"])
+
+
+def set_limits(storage: int, file_size: int, inherited: Image, *, native: bool) -> None:
     """Resource limits, soft and hard.
 
-    :param storage: bytes for RLIMIT_DATA, which counts private writable memory, the inherited image included.
-    :param image: bytes of that which the saved system's image takes already.
+    :param storage: bytes for RLIMIT_DATA, which counts private writable memory, the inherited image included. What it
+        does not count (shared memory, mapped files) has a bound at :data:`MAPPED_MARGIN` more, by RLIMIT_AS.
+    :param file_size: bytes that one file may have, a memfd too; 0 for ``storage``.
+    :param native: a program will be run that is not the image.
     :raises SealFailed: ``storage`` does not even hold the image.
     """
-    if storage < image + IMAGE_MARGIN:
-        least = -(-(image + IMAGE_MARGIN) >> 20)
+    if storage < inherited.data + IMAGE_MARGIN:
+        least = -(-(inherited.data + IMAGE_MARGIN) >> 20)
         raise SealFailed("limits", f"storage of {storage} bytes", errno.ENOMEM, f'storage = "{least}M" is the least')
     for kind, wanted in (
         (resource.RLIMIT_DATA, storage),
+        (resource.RLIMIT_AS, inherited.size + storage + (NATIVE_MARGIN if native else MAPPED_MARGIN)),
+        # SIGXFSZ is ignored in every Python process, so that this is EFBIG.
+        (resource.RLIMIT_FSIZE, file_size or storage),
         (resource.RLIMIT_NOFILE, OPEN_FILES),
         (resource.RLIMIT_STACK, STACK),
         (resource.RLIMIT_CORE, 0),
@@ -99,10 +140,19 @@ def set_limits(storage: int, image: int) -> None:
         (resource.RLIMIT_RTPRIO, 0),
         (resource.RLIMIT_NICE, 0),
     ):
-        # Nobody may raise a hard limit without CAP_SYS_RESOURCE: where the site allows less, less it is.
-        hard = resource.getrlimit(kind)[1]
-        value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(kind, (value, value))
+        _limit(kind, wanted)
+
+
+def limit_tasks() -> None:
+    """No more than :data:`TASKS`. In the user namespace, and as the user, that nobody else is in."""
+    _limit(resource.RLIMIT_NPROC, TASKS)
+
+
+def _limit(kind: int, wanted: int) -> None:
+    # Nobody may raise a hard limit without CAP_SYS_RESOURCE: where the site allows less, less it is.
+    hard = resource.getrlimit(kind)[1]
+    value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(kind, (value, value))
 
 
 def drop_privileges(keep: int = 0) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from retinue.cp.host import libc
 from retinue.cp.host.errors import SealFailed
 
-__all__ = ["CODE", "DISK", "REACH", "READ", "READ_WRITE", "abi", "restrict"]
+__all__ = ["CODE", "DISK", "PROGRAM", "REACH", "READ", "READ_WRITE", "RUN", "abi", "restrict"]
 
 # The same numbers on every architecture.
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
@@ -47,15 +47,18 @@ _FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 READ = READ_FILE
 READ_WRITE = READ_FILE | WRITE_FILE
 CODE = READ_FILE | READ_DIR
-# Not EXECUTE (nothing in a machine is executed), not MAKE_CHAR or MAKE_BLOCK (devices), not MAKE_SOCK or MAKE_FIFO
+PROGRAM = CODE | EXECUTE
+# Not EXECUTE (nothing a machine wrote is executed), not MAKE_CHAR or MAKE_BLOCK (devices), not MAKE_SOCK or MAKE_FIFO
 # (a disk two machines share must not become a channel the topology does not show).
 DISK = (
     READ_FILE | WRITE_FILE | TRUNCATE | READ_DIR | REFER
     | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG | MAKE_SYM
 )  # fmt: skip
+RUN = DISK | MAKE_SOCK | MAKE_FIFO
 
 NEWEST_ABI = 7
-"""The newest ABI whose rights are known here; a kernel with a newer one understands this one."""
+"""The newest ABI whose rights are known here; a kernel with a newer one understands this one. What 7 adds is how much
+of what is refused goes to the audit log (by default what a machine's own program tried), nothing to refuse."""
 
 REACH = "the user the system runs as must be able to get there without root's privileges"
 

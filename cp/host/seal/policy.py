@@ -1,11 +1,12 @@
 """Which system calls a machine may make. Standard library only.
 
-An allow list: enough for Python, trio, threads, sqlite3 and files on glibc and musl. What is not here is refused with
-EPERM, so there is no fork, exec, ptrace, mount, bpf, keyctl, io_uring, userfaultfd, perf, namespace, and no call that
-takes a pid but on the machine itself. The arguments matter for some:
+Allow lists, one for each profile. What is not on the list is refused with EPERM.
+
+``program`` (also for asgi and wsgi) is enough for Python, trio, threads, sqlite3 and files on glibc and musl: so there
+is no fork, exec, ptrace, mount, bpf, keyctl, io_uring, userfaultfd, perf, namespace, and no call that takes a pid but
+on the machine itself. The arguments matter for some:
 
 * ``socketpair``: AF_UNIX streams and packets only. A datagram socket could ``sendto`` any named socket of the host.
-* ``socket``: only with the host's network, only TCP.
 * ``clone``: threads of this process only. ``clone3`` hides its flags in memory: ENOSYS, and libc falls back on clone.
 * ``kill``, ``tgkill``: this process only (raise, abort, pthread_kill). ``fcntl`` without F_SETOWN, which sends signals.
 * ``chmod``, ``chown``, ``utime``, ``truncate`` of a *path* are missing: Landlock does not look at them, so they would
@@ -13,6 +14,14 @@ takes a pid but on the machine itself. The arguments matter for some:
 * ``open`` with O_TRUNC but without write access is refused: it would empty a read-only file below Landlock ABI 3.
 * ``ioctl``: blocking mode, bytes readable, close-on-exec, and the question whether this is a terminal; no TIOCSTI.
 * extended attributes answer ENOTSUP, which ``shutil`` and libacl take for a file system without them.
+
+``network`` is that and TCP and UDP sockets. The C library's resolver also asks for a netlink socket and for one to
+nscd, and does well without them.
+
+``exec`` is for any native program, in a root and in namespaces of PIDs, network and IPC of its own: processes, signals
+and UNIX sockets of every kind reach nobody else there, and paths lead to nothing that is not its own. Still missing is
+all that could get it out: namespaces, mounts, ptrace, other families of sockets, io_uring, bpf, keys, personalities;
+and ``execveat``, which would run what is in memory only.
 """
 
 import errno
@@ -21,7 +30,7 @@ from retinue.cp.host import libc
 from retinue.cp.host.seal.seccomp import OWN_PID, Allow, Condition, Filter, Refuse, Rule, assemble
 from retinue.cp.host.seal.syscalls import UNKNOWN_FROM, number
 
-__all__ = ["policy", "rules"]
+__all__ = ["Filter", "policy", "rules"]
 
 _PLAIN = """
     # time and the process itself
@@ -54,8 +63,8 @@ _PLAIN = """
 
 # The same numbers on x86_64 and aarch64.
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
-_SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_TYPE = 1, 5, 0xF
-_IPPROTO_IP, _SOL_SOCKET, _IPPROTO_TCP, _IPPROTO_IPV6 = 0, 1, 6, 41
+_SOCK_STREAM, _SOCK_DGRAM, _SOCK_SEQPACKET, _SOCK_TYPE = 1, 2, 5, 0xF
+_IPPROTO_IP, _SOL_SOCKET, _IPPROTO_TCP, _IPPROTO_UDP, _IPPROTO_IPV6 = 0, 1, 6, 17, 41
 _CLONE_THREAD = 0x00010000
 # NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET (NEWTIME shares its bit with the exit signal, which
 # a thread has none of)
@@ -113,28 +122,87 @@ _SEALED: dict[str, tuple[Condition, ...]] = {
 _NETWORK: dict[str, tuple[Condition, ...]] = {
     "socket": (
         Condition(0, (_AF_INET, _AF_INET6)),
-        Condition(1, (_SOCK_STREAM,), _SOCK_TYPE),
-        Condition(2, (0, _IPPROTO_TCP)),
+        Condition(1, (_SOCK_STREAM, _SOCK_DGRAM), _SOCK_TYPE),
+        # Not SCTP, MPTCP or the ping of IPPROTO_ICMP.
+        Condition(2, (0, _IPPROTO_TCP, _IPPROTO_UDP)),
     ),
     "bind": (),
     "connect": (),
     "listen": (),
     "accept": (),
     "accept4": (),
-    "setsockopt": (Condition(1, (_IPPROTO_IP, _SOL_SOCKET, _IPPROTO_TCP, _IPPROTO_IPV6)),),
+    "setsockopt": (Condition(1, (_IPPROTO_IP, _SOL_SOCKET, _IPPROTO_TCP, _IPPROTO_UDP, _IPPROTO_IPV6)),),
 }
+
+_EXEC_PLAIN = """
+    # processes
+    fork vfork execve arch_prctl setsid setpgid getpgid getsid getpriority setpriority
+    setuid setgid setreuid setregid setresuid setresgid setgroups capget capset
+    sched_getparam sched_setparam sched_getscheduler sched_setscheduler sched_rr_get_interval
+    sched_getaffinity sched_setaffinity sched_getattr sched_setattr ioprio_get
+    getrlimit setrlimit
+    # signals: the PID namespace is its own
+    kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_open pidfd_send_signal
+    timer_create timer_settime timer_gettime timer_getoverrun timer_delete
+    # memory
+    mlock mlock2 munlock mlockall munlockall remap_file_pages get_mempolicy
+    shmget shmat shmdt shmctl semget semop semtimedop semctl
+    # files: the root is its own
+    chown lchown fchown fchownat utime utimes futimesat utimensat truncate
+    inotify_init inotify_init1 inotify_add_watch inotify_rm_watch vmsplice
+    # sockets
+    bind connect listen accept accept4
+"""
+
+_PR_SELF = (1, 2, 7, 8, 21, 23, 27, 29, 30, 36, 37, 38, 39, 41, 42)
+"""PDEATHSIG KEEPCAPS GET_SECCOMP CAPBSET_READ GET_SECUREBITS TIMERSLACK CHILD_SUBREAPER NO_NEW_PRIVS THP_DISABLE."""
+_UNIX = (
+    Condition(0, (_AF_UNIX,)),
+    Condition(1, (_SOCK_STREAM, _SOCK_DGRAM, _SOCK_SEQPACKET), _SOCK_TYPE),
+)
+_S_IFMT, _S_IFIFO, _S_IFREG, _S_IFSOCK = 0o170000, 0o010000, 0o100000, 0o140000
+_NODES = (0, _S_IFIFO, _S_IFREG, _S_IFSOCK)
+_FCNTL_OWNER = (8, 9, 10, 11, 15, 16)  # SETOWN GETOWN SETSIG GETSIG SETOWN_EX GETOWN_EX
+_FIOASYNC = 0x5452
+
+
+def _no_set_id(mode_at: int) -> tuple[Condition, ...]:
+    return (Condition(mode_at, (0,), _SET_ID_BITS),)
+
+
+_EXEC: dict[str, tuple[Condition, ...]] = {
+    # An exit signal is not NEWTIME, which only clone3 and unshare know.
+    "clone": (Condition(0, (0,), _CLONE_NAMESPACES & ~0xFF),),
+    "socket": _UNIX,
+    "socketpair": _UNIX,
+    "setsockopt": (Condition(1, (_SOL_SOCKET,)),),
+    "prctl": (Condition(0, (_PR_SET_NAME, _PR_GET_NAME, _PR_SET_VMA, _PR_GET_DUMPABLE, *_PR_SELF)),),
+    "fcntl": (Condition(1, _FCNTL + _FCNTL_OWNER),),
+    "ioctl": (Condition(1, (*_IOCTL, _FIOASYNC)),),
+    "chmod": _no_set_id(1),
+    "fchmodat": _no_set_id(2),
+    "mknod": (Condition(1, _NODES, _S_IFMT | _SET_ID_BITS),),
+    "mknodat": (Condition(2, _NODES, _S_IFMT | _SET_ID_BITS),),
+}
+
+_PROFILES = {"program": ("", _SEALED), "network": ("", _NETWORK), "exec": (_EXEC_PLAIN, _EXEC)}
 
 _REFUSED = {"clone3": errno.ENOSYS, "openat2": errno.ENOSYS} | {
     f"{prefix}{verb}xattr": errno.ENOTSUP for prefix in ("", "l", "f") for verb in ("get", "set", "list", "remove")
 }
 
 
-def rules(*, network: bool, machine: str = libc.MACHINE) -> list[Rule]:
-    """The policy as rules, for one kind of machine."""
+def _names(text: str) -> list[str]:
+    return [name for line in text.splitlines() if not line.lstrip().startswith("#") for name in line.split()]
+
+
+def rules(profile: str, machine: str = libc.MACHINE) -> list[Rule]:
+    """The rules of ``"program"``, ``"network"`` or ``"exec"``."""
+    more, conditional = _PROFILES[profile]
+    named: dict[str, tuple[Condition, ...]] = dict.fromkeys(_names(_PLAIN), ()) | _CONDITIONAL
+    named |= dict.fromkeys(_names(more), ()) | conditional
     found: list[Rule] = []
-    plain = [name for line in _PLAIN.splitlines() if not line.lstrip().startswith("#") for name in line.split()]
-    conditional = _CONDITIONAL | (_NETWORK if network else _SEALED)
-    for name, conditions in {**dict.fromkeys(plain, ()), **conditional}.items():
+    for name, conditions in named.items():
         if (call := number(name, machine)) is not None:
             found.append(Allow(call, conditions))
     for name, refusal in _REFUSED.items():
@@ -143,6 +211,6 @@ def rules(*, network: bool, machine: str = libc.MACHINE) -> list[Rule]:
     return found
 
 
-def policy(*, network: bool) -> Filter:
-    """The assembled policy for one kind of machine on this architecture."""
-    return assemble(rules(network=network), default=errno.EPERM, unknown_from=UNKNOWN_FROM, unknown=errno.ENOSYS)
+def policy(profile: str) -> Filter:
+    """The assembled rules of a profile on this architecture."""
+    return assemble(rules(profile), default=errno.EPERM, unknown_from=UNKNOWN_FROM, unknown=errno.ENOSYS)

@@ -15,7 +15,7 @@ from retinue.cp.host.errors import SealFailed
 __all__ = ["OWN_PID", "Allow", "Condition", "Filter", "Refuse", "Rule", "assemble"]
 
 # linux/bpf_common.h, linux/seccomp.h, linux/audit.h
-_LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_SET, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
+_LOAD, _JUMP, _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_SET, _AND, _RETURN = 0x20, 0x05, 0x15, 0x35, 0x45, 0x54, 0x06
 _ALLOW = 0x7FFF0000
 _ERRNO = 0x00050000
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -26,6 +26,9 @@ _SET_MODE_FILTER = 1
 _INSTRUCTION = struct.Struct("<HBBI")
 INSTRUCTIONS_MAX = 4096  # BPF_MAXINSNS
 _ALL_BITS = 0xFFFFFFFF
+
+_TRIED_IN_TURN = 4
+"""Rules at the end of a search: fewer would make the program longer and no search shorter."""
 
 OWN_PID = -1
 """As the value of a Condition: the pid of the machine, as it sees itself."""
@@ -106,6 +109,51 @@ def assemble(
     def emit(operation: int, constant: int, if_true: int = 0, if_false: int = 0) -> None:
         code.append((operation, if_true, if_false, constant))
 
+    def emit_rule(rule: Rule) -> None:
+        if isinstance(rule, Refuse):
+            emit(_JUMP_EQUAL, rule.number, 0, 1)
+            emit(_RETURN, _ERRNO | rule.errno)
+            return
+        if not rule.conditions:
+            emit(_JUMP_EQUAL, rule.number, 0, 1)
+            emit(_RETURN, _ALLOW)
+            return
+        # number? else over all this; conditions, each jumping to the refusal when it fails; allow; refuse
+        refusal = sum(map(_size, rule.conditions)) + 1
+        emit(_JUMP_EQUAL, rule.number, 0, refusal + 1)
+        start = len(code)
+        for condition in rule.conditions:
+            offset = 16 + 8 * condition.argument
+            if condition.whole:
+                emit(_LOAD, offset + 4)
+                emit(_JUMP_EQUAL, 0, 0, refusal - (len(code) + 1 - start))
+            emit(_LOAD, offset)
+            if condition.mask != _ALL_BITS:
+                emit(_AND, condition.mask)
+            for left in range(len(condition.values) - 1, -1, -1):
+                value = condition.values[-1 - left]
+                if value == OWN_PID:
+                    own_pid_at.append(len(code) * _INSTRUCTION.size + 4)
+                    value = 0
+                emit(_JUMP_EQUAL, value, left, 0 if left else refusal - (len(code) + 1 - start))
+        emit(_RETURN, _ALLOW)
+        emit(_RETURN, _ERRNO | default)
+
+    def emit_search(rules: Sequence[Rule]) -> None:
+        """A binary search: the kernel runs the filter for every call there is when a machine loads it."""
+        if len(rules) <= _TRIED_IN_TURN:
+            for rule in rules:
+                emit_rule(rule)
+            emit(_RETURN, _ERRNO | default)
+            return
+        middle = len(rules) // 2
+        emit(_JUMP_AT_LEAST, rules[middle].number, 0, 1)
+        jump = len(code)
+        emit(_JUMP, 0)
+        emit_search(rules[:middle])
+        code[jump] = (_JUMP, 0, 0, len(code) - jump - 1)
+        emit_search(rules[middle:])
+
     emit(_LOAD, 4)
     emit(_JUMP_EQUAL, _ARCHITECTURES[machine], 1, 0)
     emit(_RETURN, _ERRNO | default)
@@ -114,37 +162,9 @@ def assemble(
         # The x32 calls have the same architecture and bit 30 set; none is allowed.
         emit(_JUMP_SET, _X32_BIT, 0, 1)
         emit(_RETURN, _ERRNO | default)
-    for rule in rules:
-        if isinstance(rule, Refuse):
-            emit(_JUMP_EQUAL, rule.number, 0, 1)
-            emit(_RETURN, _ERRNO | rule.errno)
-        elif not rule.conditions:
-            emit(_JUMP_EQUAL, rule.number, 0, 1)
-            emit(_RETURN, _ALLOW)
-        else:
-            # number? else over all this; conditions, each jumping to the refusal when it fails; allow; refuse
-            refusal = sum(map(_size, rule.conditions)) + 1
-            emit(_JUMP_EQUAL, rule.number, 0, refusal + 1)
-            start = len(code)
-            for condition in rule.conditions:
-                offset = 16 + 8 * condition.argument
-                if condition.whole:
-                    emit(_LOAD, offset + 4)
-                    emit(_JUMP_EQUAL, 0, 0, refusal - (len(code) + 1 - start))
-                emit(_LOAD, offset)
-                if condition.mask != _ALL_BITS:
-                    emit(_AND, condition.mask)
-                for left in range(len(condition.values) - 1, -1, -1):
-                    value = condition.values[-1 - left]
-                    if value == OWN_PID:
-                        own_pid_at.append(len(code) * _INSTRUCTION.size + 4)
-                        value = 0
-                    emit(_JUMP_EQUAL, value, left, 0 if left else refusal - (len(code) + 1 - start))
-            emit(_RETURN, _ALLOW)
-            emit(_RETURN, _ERRNO | default)
     emit(_JUMP_AT_LEAST, unknown_from, 0, 1)
     emit(_RETURN, _ERRNO | unknown)
-    emit(_RETURN, _ERRNO | default)
+    emit_search(sorted(rules, key=lambda rule: rule.number))
     if len(code) > INSTRUCTIONS_MAX:
         raise ValueError(f"{len(code)} instructions, the limit is {INSTRUCTIONS_MAX}")
     # Jumps are eight bits wide: struct.pack below refuses a rule with too many conditions.

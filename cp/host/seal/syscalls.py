@@ -71,6 +71,26 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     # only with the host's network
     "socket": (41, 198), "bind": (49, 200), "connect": (42, 203), "listen": (50, 201), "accept":
     (43, 202), "accept4": (288, 242),
+    # only in an exec machine
+    "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "arch_prctl": (158, None), "setsid":
+    (112, 157), "setpgid": (109, 154), "getpriority": (140, 141), "setpriority": (141, 140), "setuid":
+    (105, 146), "setgid": (106, 144), "setreuid": (113, 145), "setregid": (114, 143), "setresuid":
+    (117, 147), "setresgid": (119, 149), "setgroups": (116, 159), "capget": (125, 90), "capset":
+    (126, 91), "sched_setparam": (142, 118), "sched_getparam": (143, 121), "sched_setscheduler":
+    (144, 119), "sched_getscheduler": (145, 120), "sched_rr_get_interval": (148, 127),
+    "sched_setaffinity": (203, 122), "sched_setattr": (314, 274), "sched_getattr": (315, 275),
+    "ioprio_get": (252, 31), "getrlimit": (97, 163), "setrlimit": (160, 164), "tkill": (200, 130),
+    "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240), "pidfd_open": (434, 434),
+    "pidfd_send_signal": (424, 424), "timer_create": (222, 107), "timer_settime": (223, 110),
+    "timer_gettime": (224, 108), "timer_getoverrun": (225, 109), "timer_delete": (226, 111), "mlock":
+    (149, 228), "munlock": (150, 229), "mlockall": (151, 230), "munlockall": (152, 231), "mlock2":
+    (325, 284), "remap_file_pages": (216, 234), "get_mempolicy": (239, 236), "shmget": (29, 194),
+    "shmat": (30, 196), "shmctl": (31, 195), "shmdt": (67, 197), "semget": (64, 190), "semop":
+    (65, 193), "semctl": (66, 191), "semtimedop": (220, 192), "chmod": (90, None), "fchmodat":
+    (268, 53), "chown": (92, None), "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54),
+    "utime": (132, None), "utimes": (235, None), "futimesat": (261, None), "truncate": (76, 45),
+    "mknod": (133, None), "mknodat": (259, 33), "inotify_init": (253, None), "inotify_add_watch":
+    (254, 27), "inotify_rm_watch": (255, 28), "inotify_init1": (294, 26), "vmsplice": (278, 75),
     # refused with an errno that callers know
     "clone3": (435, 435), "openat2": (437, 437), "getxattr": (191, 8), "lgetxattr":
     (192, 9), "fgetxattr": (193, 10), "listxattr": (194, 11), "llistxattr": (195, 12), "flistxattr":

@@ -50,6 +50,10 @@ class Machine:
     async def call(self, function: str, *arguments: object) -> Any:
         """Call ``module:function`` in there. :raises Refused: it raised OSError."""
         await self.send(function, *arguments)
+        return await self.answer()
+
+    async def answer(self) -> Any:
+        """What came of the order that was sent first. :raises Refused: it raised OSError."""
         answer = json.loads(await self.control.recv(65536))
         if "raised" in answer:
             raise RuntimeError(answer["raised"])

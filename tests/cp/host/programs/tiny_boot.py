@@ -21,6 +21,7 @@ def boot(birth: Mapping[str, Any], seal: Seal, control: int, log: int) -> NoRetu
     for source, target in ((control, CONTROL), (log, LOG), (log, 1), (log, 2)):
         os.dup2(source, target)
     seal.descriptors((CONTROL, LOG))
+    seal.root()
     seal.limits()
     seal.privileges()
     seal.parent()
