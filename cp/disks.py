@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
@@ -69,11 +68,32 @@ class Disks:
         """Remove what an earlier generation has left on the temporary disks. OSError."""
         for disk in machine.disks:
             if disk.temporary:
-                for entry in os.scandir(self.folder(machine.name, disk.name)):
-                    if entry.is_dir(follow_symlinks=False):
-                        shutil.rmtree(entry.path)
-                    else:
-                        os.unlink(entry.path)
+                _clear(self.folder(machine.name, disk.name))
+
+
+def _clear(folder: str) -> None:
+    """Remove everything in a folder, however deep a hostile machine has made it: what is below is lifted first."""
+    lifted = 0
+    while entries := _entries(folder):
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False):
+                os.unlink(entry.path)
+                continue
+            os.chmod(entry.path, 0o700)
+            for inner in _entries(entry.path):
+                if inner.is_dir(follow_symlinks=False):
+                    os.chmod(inner.path, 0o700)  # a folder that is moved is written to: its way up is another
+                    while os.path.lexists(place := os.path.join(folder, f"{lifted}")):
+                        lifted += 1
+                    os.rename(inner.path, place)
+                else:
+                    os.unlink(inner.path)
+            os.rmdir(entry.path)
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return list(entries)
 
 
 def _give(folder: pathlib.Path, user: int) -> None:

@@ -16,6 +16,7 @@ import trio
 from retinue.cp.directory.model import STORAGE_DEFAULT
 from retinue.cp.host.cgroups import Groups
 from retinue.cp.host.errors import HostError
+from retinue.cp.host.levels import missing
 from retinue.cp.host.linux import LinuxHost, open_host
 from retinue.cp.selftest import self_test
 from retinue.cp.syslog import Syslog
@@ -28,13 +29,16 @@ PROFILES: Final = ("program", "network", "exec")
 
 
 async def _examine(host: LinuxHost) -> dict[str, Any]:
+    seal, root = host.seal_report(), os.geteuid() == 0
+    cures = {
+        (system, lack.layer): lack.cure
+        for system in ("sealed", "network")
+        for lack in missing("full", seal, system=system, root=root)
+    }
     report = await self_test(host, Syslog(), PROFILES, storage=STORAGE_DEFAULT)
     return {
-        "root": os.geteuid() == 0,
-        "seal": [
-            {"system": layer.system, "layer": layer.layer, "present": layer.present, "why": layer.why}
-            for layer in host.seal_report()
-        ],
+        "root": root,
+        "seal": [attrs.asdict(layer) | {"cure": cures.get((layer.system, layer.layer), "")} for layer in seal],
         "limits": [attrs.asdict(limit) for limit in host.limits_report()],
         "self_test": report.as_dict(),
     }

@@ -1,7 +1,7 @@
-"""The start-up self-test: before the first machine, a scratch machine of each profile tries what it must not be able to.
+"""The start-up self-test: a scratch machine of each profile tries what it must not be able to, before any other starts.
 
-What it tries is in :mod:`retinue.svm.selftest`. One attempt that succeeds, or a scratch machine that does not answer, and
-the system does not start.
+What it tries is in :mod:`retinue.svm.selftest`. One attempt that succeeds, or a scratch machine that does not answer,
+and the system does not start.
 """
 
 import signal
@@ -29,12 +29,16 @@ LAST_WORDS: Final = 1.0
 
 @attrs.frozen
 class Outcome:
-    """What the scratch machine of one profile found: ``succeeded`` should be empty. ``trouble``: it did not answer."""
+    """What the scratch machine of one profile found: ``succeeded`` should be empty. ``trouble``: it did not answer.
+
+    ``unavailable``: this host makes no machines of the profile at all.
+    """
 
     profile: str
     attempts: int = 0
     succeeded: tuple[str, ...] = ()
     trouble: str = ""
+    unavailable: bool = False
 
     @property
     def passed(self) -> bool:
@@ -125,7 +129,7 @@ async def _scratch(host: Host, syslog: Syslog, birth: Birth, profile: str) -> Ou
             try:
                 await host.spawn(birth, (control_theirs.fileno(), log_theirs.fileno()))
             except SpawnFailed as exc:
-                return Outcome(profile, trouble=str(exc))
+                return Outcome(profile, trouble=str(exc), unavailable=exc.step.startswith("exec"))
         try:
             with trio.fail_after(LIMIT):
                 async with trio.open_nursery() as nursery:

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from retinue.cp.directory import Directory, MachineEntry
+from retinue.cp.host.seal.users import FIRST_OWN, LAST_OWN
 
-# Numbers that no account has: systemd.io/UIDS-GIDS lists 1879048192 to 2147483647 as unused.
-FIRST: Final = 1_879_048_192
-COUNT: Final = (1 << 28) - 1
-# The one after them: the user of scratch machines.
-SCRATCH: Final = FIRST + COUNT
+# The last one is for scratch machines.
+SCRATCH: Final = LAST_OWN
+COUNT: Final = LAST_OWN - FIRST_OWN
 
 
 def own_users(topology: Directory) -> dict[str, int]:
@@ -26,7 +25,7 @@ def own_users(topology: Directory) -> dict[str, int]:
         while number in taken:
             number = (number + 1) % COUNT
         taken.add(number)
-        users |= dict.fromkeys(group, FIRST + number)
+        users |= dict.fromkeys(group, FIRST_OWN + number)
     return users
 
 

@@ -2,7 +2,8 @@
 
 The control path is this machine's path to ``*CP``. The control program calls ``load`` (import the program, check its
 config), ``start`` (run ``main``), ``offer`` (another machine opens a path, the descriptor comes along), ``meters``
-(what passed along the edges), ``self-test`` (of a scratch machine) and ``stop``; the machine calls ``ready``, ``connect`` and ``rebind``.
+(what passed along the edges), ``self-test`` (of a scratch machine) and ``stop``; the machine calls ``ready``,
+``connect`` and ``rebind``.
 """
 
 import logging

@@ -104,7 +104,7 @@ def examine(boot_entry: str | None = None) -> dict[str, Any]:
         for system, layers in by_system.items()
     }
     test = findings["self_test"]
-    holds = test is not None and test["passed"]
+    holds = test is not None and all(each["passed"] or each["unavailable"] for each in test["profiles"])
     level = min(levels.values(), key=lambda each: -LEVEL_CODES[each]) if holds else None
     kernel = os.uname()
     return {"level": level, "levels": levels, **findings, "kernel": f"{kernel.sysname} {kernel.release}"}
@@ -144,7 +144,8 @@ def lines(findings: Mapping[str, Any], paint: Paint) -> list[str]:
     for profile in test["profiles"]:
         text = f"{profile['attempts']} attempts, all refused"
         if not profile["passed"]:
-            text = paint(neutralise(profile["trouble"] or "could " + ", ".join(profile["succeeded"])), RED)
+            text = neutralise(profile["trouble"] or "could " + ", ".join(profile["succeeded"]))
+            text = paint(text, YELLOW if profile["unavailable"] else RED)
         found.append(f"self-test  {profile['profile']}: {text}")
     found.append("")
     present: dict[str, dict[str, dict[str, Any]]] = {}
@@ -156,8 +157,10 @@ def lines(findings: Mapping[str, Any], paint: Paint) -> list[str]:
         marks = [_mark(systems.get(system), paint, width) for system, width in (("sealed", 6), ("network", 7))]
         found.append(f"{name.ljust(names)}  {'  '.join(marks)}  {_GIVES.get(name, '')}")
         for system, layer in systems.items():
-            if not layer["present"] and layer["why"]:
-                found.append(paint(f"{' ' * names}  {system}: {neutralise(layer['why'])}", DIM))
+            if not layer["present"]:
+                for text in (layer["why"] and f"{system}: {layer['why']}", layer["cure"] and f"cure: {layer['cure']}"):
+                    if text:
+                        found.append(paint(f"{' ' * names}  {neutralise(text)}", DIM))
     found += ["", *_limits(findings["limits"], paint)]
     return found
 

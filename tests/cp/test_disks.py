@@ -7,8 +7,9 @@ import pytest
 
 from retinue.cp.directory import Directory, Disk, LinkedDisk, MachineEntry, System
 from retinue.cp.disks import Disks
+from retinue.cp.host.seal.users import FIRST_OWN
 from retinue.cp.run_folders import RunFolders
-from retinue.cp.users import COUNT, FIRST, own_users
+from retinue.cp.users import COUNT, own_users
 
 MIB = 1024**2
 FILES = MachineEntry(
@@ -62,13 +63,28 @@ def test_temporary_disk_is_emptied_and_no_other(disks: Disks) -> None:
     assert sorted(os.listdir(disks.folder("FILES", "a"))) == ["link", "sub"]
 
 
+def test_temporary_disk_is_emptied_however_deep_it_was_made(disks: Disks) -> None:
+    """Deeper than a path may be long, and than a recursion may go; and closed to its own user."""
+    folder = os.open(disks.folder("FILES", "t"), os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("0", dir_fd=folder)
+        with os.fdopen(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=folder), "w"):
+            inner = os.open("0", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = inner
+    os.mkdir("closed", 0, dir_fd=folder)
+    os.close(folder)
+    disks.empty(FILES)
+    assert os.listdir(disks.folder("FILES", "t")) == []
+
+
 def test_machines_that_are_joined_by_links_are_one_user() -> None:
     topology = Directory(pathlib.Path("/srv/it.toml"), System("IT"), MACHINES)
     users = own_users(topology)
     assert users.keys() == {machine.name for machine in MACHINES}
     assert users["FILES"] == users["SHOP"] == users["READER"]
     assert len(set(users.values())) == 3
-    assert all(FIRST <= user < FIRST + COUNT for user in users.values())
+    assert all(FIRST_OWN <= user < FIRST_OWN + COUNT for user in users.values())
     assert own_users(topology) == users
 
 

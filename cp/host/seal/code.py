@@ -166,7 +166,7 @@ def _modules(folder: str) -> Iterator[str]:
 
 def _linked(package: str) -> Iterator[str]:
     """Subpackages and modules that are links out of their package (a source tree that maps its folders so)."""
-    for entry in os.scandir(package):
+    for entry in list(os.scandir(package)):
         if entry.is_symlink() and (_is_package(entry.path) or (entry.name.endswith(_SUFFIXES) and entry.is_file())):
             yield entry.path
 
