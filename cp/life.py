@@ -12,19 +12,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-import attrs
 import trio
 
 from retinue.cp.backoff import Backoff
 from retinue.cp.circuit import MAX_PATHS, Circuit
-from retinue.cp.directory import MachineEntry, code_folders, executable
+from retinue.cp.death import Death, judge
+from retinue.cp.directory import MachineEntry
 from retinue.cp.errors import Misfit
 from retinue.cp.host.errors import SpawnFailed
-from retinue.cp.host.interface import Birth, Exit
-from retinue.cp.run_folders import INSIDE
+from retinue.cp.host.interface import Exit
 from retinue.cp.states import FINAL, TABLE, Happening, State
 from retinue.cp.syslog import CRITICAL, ERROR, INFO, NOTICE
-from retinue.cp.watch import MIB, mebibytes
 from retinue.pipes import (
     AccessDenied,
     Message,
@@ -54,8 +52,6 @@ LEAVING: Final = 5.0
 LAST_WORDS: Final = 2.0
 # Seconds of it before the machine's paths are cut: its last line may be the reason that others are told.
 LAST_LINE: Final = 0.2
-# How a program's last complaint begins when it was refused memory: by its interpreter, and by a call (ENOMEM).
-OUT_OF_STORAGE: Final = ("MemoryError", "OSError: [Errno 12]")
 # Messages a machine may have outstanding on its control path: connects wait there while a target restarts, and every
 # path of such a target asks there for its successor.
 CONTROL_LIMIT: Final = MAX_PATHS + 512
@@ -65,15 +61,6 @@ METERS_LIMIT: Final = 64
 CONTROL_LARGEST: Final = 256 * 1024
 # Mistakes in one machine's config that are told.
 MOST_MISTAKES: Final = 100
-
-
-@attrs.frozen
-class Death:
-    """How a process of the machine ended. ``asked`` when it had been asked to."""
-
-    cause: str
-    asked: bool
-    failed: bool
 
 
 class Life:
@@ -91,7 +78,6 @@ class Life:
         self.born_at: float | None = None  # monotonic
         self.misfits: tuple[Misfit, ...] = ()
         self.settled = trio.Event()  # the first generation has loaded its program, or failed to
-        self._executable = ""  # of the present generation, for a native program
         self._ready_at: float | None = None
         self._edges = {edge.name: edge for edge in entry.uses}
         self._cp = cp
@@ -173,12 +159,9 @@ class Life:
         control_ours, control_theirs = socket_pair()
         log_ours, log_theirs = socket_pair()
         try:
-            self._cp.disks.empty(self.entry)
-            if self.entry.kind == "exec":
-                self._executable = executable(self._cp.topology, self.entry)
-            self._cp.run_folders.renew(self.entry, self._cp.users.get(self.name, -1))
+            birth = self._cp.outfit.birth(self.entry, self.generation)
             with control_theirs, log_theirs:
-                born = await self._cp.host.spawn(self._birth(), (control_theirs.fileno(), log_theirs.fileno()))
+                born = await self._cp.host.spawn(birth, (control_theirs.fileno(), log_theirs.fileno()))
         except (SpawnFailed, OSError) as exc:
             control_ours.close()
             log_ours.close()
@@ -205,7 +188,7 @@ class Life:
             )
             await nursery.start(self._control.run)
             nursery.start_soon(partial(self._control.serve, self._on_message, failed=self._failed))
-            nursery.start_soon(self._bring_up)
+            nursery.start_soon(self._bring_up, self._cp.outfit.load(birth, self.entry))
             nursery.start_soon(self._end_when_asked)
             nursery.start_soon(self._end_without_control, self._control)
             await self._exited.wait()
@@ -213,39 +196,18 @@ class Life:
             with trio.move_on_after(LAST_LINE):
                 await last_words.wait()
             # Before anybody can connect again: nobody must be left with a path to the dead.
-            self._cp.switchboard.died(self.name, self.generation, self._obituary(self._judge()))
+            self._cp.switchboard.died(self.name, self.generation, self._judge().obituary(self.entry))
             with trio.move_on_after(LAST_WORDS):
                 await last_words.wait()
             nursery.cancel_scope.cancel()
         self._control = self.pid = self.born_at = None
         return self._judge()
 
-    def _birth(self) -> Birth:
-        held = self._cp.disks.held(self.entry)
-        return Birth(
-            machine=self.name,
-            generation=self.generation,
-            network=self.entry.network,
-            storage=self.entry.storage,
-            disks=held.writable,
-            code=code_folders(self._cp.topology, self.entry),
-            kind=self.entry.kind,
-            uid=self._cp.users.get(self.name, -1),
-            links=held.readable,
-            temporary=held.temporary,
-            run=self._cp.run_folders.folder(self.entry),
-            executable=self._executable,
-            file_size=held.file_size,
-            share=self.entry.share,
-            cpu=self.entry.cpu,
-            largest_share=max(entry.share for entry in self._cp.topology.machines),
-        )
-
-    async def _bring_up(self) -> None:
+    async def _bring_up(self, arguments: dict[str, Any]) -> None:
         """Load the program, wait for its servers, run it, expect it to be ready in time."""
         with trio.move_on_after(START_LIMIT) as limit:
             try:
-                await self._ask("load", self._load_arguments())
+                await self._ask("load", arguments)
                 self.settled.set()
                 limit.deadline = float("inf")  # waiting for others is not its own time
                 await self._cp.turn_of(self)
@@ -260,30 +222,8 @@ class Life:
             except PathError:
                 return  # it died; its exit will say of what
         if limit.cancelled_caught:
-            self._kill(f"it was not ready within {START_LIMIT:.0f} s: its program did not call vm.ready()")
-
-    def _load_arguments(self) -> dict[str, Any]:
-        arguments = {
-            "name": self.name,
-            "kind": self.entry.kind,
-            "program": self.entry.program,
-            "config": self.entry.config,
-            "edges": {
-                edge.name: {"limit": edge.limit, "overflow": edge.overflow, "to": edge.to, "lazy": edge.lazy}
-                for edge in self.entry.uses
-            },
-            "disks": self._cp.disks.table(self.entry),
-            "threads": self.entry.threads,
-            "secrets": self._cp.secrets.of(self.name),
-        }
-        if self.entry.kind == "exec":
-            arguments |= {
-                "executable": self._executable,
-                "command": [self._executable, *self.entry.command[1:]],
-                "sockets": {socket.name: socket.side for socket in self.entry.sockets},
-                "run": INSIDE if "mount-ns" in self.seal else self._cp.run_folders.folder(self.entry),
-            }
-        return arguments
+            omitted = "listen at its socket" if self.entry.kind == "exec" else "call vm.ready()"
+            self._kill(f"it was not ready within {START_LIMIT:.0f} s: its program did not {omitted}")
 
     def _not_loaded(self, refusal: Rejected) -> None:
         untrusted = refusal.detail
@@ -337,36 +277,17 @@ class Life:
     def _judge(self) -> Death:
         exit = self._exit
         assert exit is not None
-        code = os.waitstatus_to_exitcode(exit.status)
-        asked = self._stop_asked.is_set()
-        if self._trouble is not None:
-            return Death(self._trouble, asked, failed=True)
-        if code == 0:
-            return Death("asked to stop" if asked else "its program returned", asked, failed=False)
-        if exit.out_of_storage:
-            return Death(
-                f"out of storage: killed by the host at its limit of {self._storage(exit)}", asked, failed=True
-            )
-        if code < 0:
-            return Death(f"killed by {_signal_name(-code)}", asked, failed=True)
-        said = exit.ended or self._cp.last_complaint(self.name, self.generation)
-        if said and said.startswith(OUT_OF_STORAGE):
-            return Death(f"out of storage: its program got {said} within {self._storage(exit)}", asked, failed=True)
-        return Death(f"exit status {code}" + (f": {said}" if said else ""), asked, failed=True)
-
-    def _storage(self, exit: Exit) -> str:
-        peak = f" (peak {exit.peak_storage / MIB:.1f} MiB)" if exit.peak_storage else ""
-        return mebibytes(self.entry.storage) + peak
-
-    def _in_order(self, death: Death) -> bool:
-        return death.asked or (not death.failed and self.entry.restart != "always")
-
-    def _obituary(self, death: Death) -> str:
-        return f"{self.name} {'stopped' if self._in_order(death) else 'died'}: {death.cause}"
+        return judge(
+            exit,
+            self.entry,
+            asked=self._stop_asked.is_set(),
+            trouble=self._trouble,
+            last_complaint=lambda: self._cp.syslog.last_complaint(self.name, self.generation),
+        )
 
     def _bury(self, death: Death) -> None:
         self.cause = death.cause
-        in_order = self._in_order(death)
+        in_order = death.in_order(self.entry)
         exit = self._exit
         fields: dict[str, Any] = {"cause": death.cause}
         if in_order:
@@ -378,7 +299,7 @@ class Life:
             fields |= {"user_s": round(exit.user_s, 3), "system_s": round(exit.system_s, 3)}
         severity = INFO if in_order else ERROR
         self._cp.syslog.write(
-            severity, self._obituary(death), machine=self.name, generation=self.generation, fields=fields
+            severity, death.obituary(self.entry), machine=self.name, generation=self.generation, fields=fields
         )
         if self.state in FINAL:
             return
@@ -461,10 +382,3 @@ class Life:
             self._kill("it broke the protocol on its control path: it made a byte stream of it")
             self._control.sever("violation", "a control path carries messages")
             raise
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

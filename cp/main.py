@@ -40,7 +40,6 @@ async def _run(arguments: dict[str, Any], groups: Groups | None) -> int:
                     host,
                     pathlib.Path(arguments["state"]),
                     nursery,
-                    runtime_folder=pathlib.Path(arguments["runtime"]),
                     secrets=Secrets(values),
                 )
                 await cp.run(console, operators)

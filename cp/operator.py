@@ -214,7 +214,7 @@ class OperatorPath:
 
     async def _detach(self, arguments: dict[str, Any]) -> Any:
         _take(arguments, {})
-        self._cp.detach(self._path)
+        self._cp.reception.detach(self._path)
 
     def _known(self, machine: str | None) -> None:
         if machine is not None and machine != "CP" and machine not in self._cp.lives:

@@ -221,6 +221,13 @@ class Syslog:
         found.reverse()
         return found
 
+    def last_complaint(self, machine: str, generation: int) -> str | None:
+        """The last line of a machine's newest record that is an error or worse."""
+        for record in reversed(self.recent(machine, 100)):
+            if record["generation"] == generation and record["severity"] <= ERROR:
+                return str(record["message"]).rstrip().rpartition("\n")[2][:500]
+        return None
+
     def _ring_of(self, machine: str) -> Ring:
         ring = self._rings.get(machine)
         if ring is None:

@@ -12,15 +12,14 @@ import attrs
 import trio
 
 from retinue.cp import directory
-from retinue.cp.disks import Disks
 from retinue.cp.errors import ConfigRejected, Misfit, StartFailed
-from retinue.cp.host import levels
+from retinue.cp.host import levels, measure
 from retinue.cp.host.interface import Host, LimitFailed, SavedSystemDied, Terminate
 from retinue.cp.life import GRACE, Life
 from retinue.cp.offences import Offences
-from retinue.cp.operator import ALL, LOOK, READ, OperatorPath
-from retinue.cp.operator_socket import StrangePeer, check_peer
-from retinue.cp.run_folders import RunFolders
+from retinue.cp.operator import LOOK, READ
+from retinue.cp.outfit import Outfit
+from retinue.cp.reception import Reception
 from retinue.cp.secrets import NO_SECRETS, Secrets
 from retinue.cp.selftest import Report, profiles, self_test
 from retinue.cp.states import FINAL, State
@@ -28,7 +27,7 @@ from retinue.cp.switchboard import Switchboard
 from retinue.cp.syslog import CRITICAL, ERROR, INFO, NOTICE, WARNING, Syslog, checked_records
 from retinue.cp.users import own_users
 from retinue.cp.watch import Watch
-from retinue.pipes import Path, PathError, SocketTransport, wire
+from retinue.pipes import Path, PathError
 
 EXIT_FAILED: Final = 1
 EXIT_CANNOT_CREATE: Final = 73  # EX_CANTCREAT
@@ -50,7 +49,6 @@ class ControlProgram:
         state_folder: pathlib.Path,
         nursery: trio.Nursery,
         *,
-        runtime_folder: pathlib.Path | None = None,
         secrets: Secrets = NO_SECRETS,
     ) -> None:
         self.topology = topology
@@ -63,22 +61,20 @@ class ControlProgram:
         self.syslog = Syslog(secrets)
         self.offences = Offences(self.syslog, nursery)
         self.lives = {entry.name: Life(entry, self) for entry in topology.machines}
+        self.reception = Reception(self, nursery)
         self.switchboard = Switchboard(
-            dict(self.lives), {"*CP": self._serve_star(LOOK), "*LOG": self._serve_star(READ)}, nursery
+            dict(self.lives), {"*CP": self.reception.star(LOOK), "*LOG": self.reception.star(READ)}, nursery
         )
-        self.disks = Disks(state_folder, {entry.name: entry for entry in topology.machines})
-        self.run_folders = RunFolders(runtime_folder or state_folder)
+        self.outfit = Outfit(topology, state_folder, secrets)
         self.watch = Watch(
-            self.lives, {entry.name: entry for entry in topology.machines}, self.disks, host, self.syslog
+            self.lives, {entry.name: entry for entry in topology.machines}, self.outfit.disks, host, self.syslog
         )
-        self.users: dict[str, int] = {}
         self.self_test: Report | None = None
         self._since = time.time()
         self._nursery = nursery
         self._failed: list[tuple[Life, str]] = []
         self._stopping = False
         self._over = trio.Event()
-        self._console: Path | None = None
         self._keeping: Path | None = None
 
     # -- the whole ---------------------------------------------------------------------------------------------------
@@ -93,8 +89,7 @@ class ControlProgram:
             for lack in levels.missing("full", report, system=system, root=root):
                 self.syslog.write(WARNING, f"the seal of {system} machines lacks {lack.layer}: {lack.why}")
         try:
-            self.users = self._give_users()
-            self.disks.make(self.users)
+            self.outfit.make(self._give_users())
         except OSError as exc:
             cure = "make room there, or choose a place with --state DIR"
             text = f"the disk {exc.filename} cannot be made: {exc.strerror} ({cure})"
@@ -105,8 +100,8 @@ class ControlProgram:
         self.watch.tell()
         self._nursery.start_soon(self.watch.run)
         self._nursery.start_soon(self.switchboard.watch)
-        self._nursery.start_soon(self._serve_console, console)
-        self._nursery.start_soon(self._accept_operators, operators)
+        self._nursery.start_soon(self.reception.serve_console, console)
+        self._nursery.start_soon(self.reception.accept, operators)
         if self.topology.system.syslog is not None:
             self._nursery.start_soon(self._keep_records, self.lives[self.topology.system.syslog])
         async with trio.open_nursery() as machines:
@@ -119,7 +114,6 @@ class ControlProgram:
             with trio.move_on_after(FAREWELL):
                 await self.syslog.broadcast.finish()
             machines.cancel_scope.cancel()
-        self.run_folders.remove()
 
     async def _seal_holds(self) -> bool:
         """Whether scratch machines could do nothing that they must not; else the system ends before it began."""
@@ -302,54 +296,6 @@ class ControlProgram:
                     self.syslog.write(CRITICAL, f"the saved system {event.system} died: {event.text}")
                     self._turn("FAILED", f"the saved system died: {event.text}", EXIT_FAILED)
 
-    # -- operators -----------------------------------------------------------------------------------------------------
-
-    async def _serve_console(self, console: socket.socket) -> None:
-        """The path of whoever started the system; until it is detached, its end is the end of the system."""
-        path = self._console = Path(
-            SocketTransport(console), name="console", peer="the starter", largest=wire.MAX_PACKET
-        )
-        await self._serve_operator(path, "the console")
-        if self._console is path:
-            self.stop("console-lost", "the console is gone")
-
-    def detach(self, path: Path) -> None:
-        """The system goes on without its console."""
-        if path is self._console:
-            self._console = None
-
-    async def _accept_operators(self, listener: socket.socket) -> None:
-        while True:
-            await trio.lowlevel.wait_readable(listener)
-            try:
-                sock, _ = listener.accept()
-            except BlockingIOError:
-                continue
-            except OSError as exc:
-                self.syslog.write(ERROR, f"an operator could not be let in: {exc}")
-                await trio.sleep(1)  # out of descriptors: an empty table does not come from asking at once again
-                continue
-            try:
-                peer = check_peer(sock)
-            except StrangePeer as exc:
-                self.syslog.write(WARNING, f"an operator was turned away: {exc}")
-                sock.close()
-                continue
-            path = Path(SocketTransport(sock), name="operator", peer=f"process {peer.pid}", largest=wire.MAX_PACKET)
-            self._nursery.start_soon(self._serve_operator, path, f"the operator (process {peer.pid}, user {peer.uid})")
-
-    async def _serve_operator(self, path: Path, who: str) -> None:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(path.run)
-            await OperatorPath(self, path, ALL, who).serve()
-            nursery.cancel_scope.cancel()
-
-    def _serve_star(self, allowed: frozenset[str]) -> Any:
-        async def serve(machine: str, path: Path) -> None:
-            await OperatorPath(self, path, allowed, machine).serve()
-
-        return serve
-
     # -- records -------------------------------------------------------------------------------------------------------
 
     async def _keep_records(self, keeper: Life) -> None:
@@ -377,13 +323,6 @@ class ControlProgram:
                 except PathError as exc:
                     self.syslog.write(NOTICE, f"the syslog machine did not answer a query: {exc}")
         return self.syslog.recent(machine, count)
-
-    def last_complaint(self, machine: str, generation: int) -> str | None:
-        """The last line of a machine's newest record that is an error or worse."""
-        for record in reversed(self.syslog.recent(machine, 100)):
-            if record["generation"] == generation and record["severity"] <= ERROR:
-                return str(record["message"]).rstrip().rpartition("\n")[2][:500]
-        return None
 
     # -- listings ------------------------------------------------------------------------------------------------------
 
@@ -418,7 +357,7 @@ class ControlProgram:
                 "state": life.state.value,
                 "pid": life.pid,
                 "generation": life.generation,
-                "storage": {"limit": life.entry.storage, "resident": _resident(life.pid)},
+                "storage": {"limit": life.entry.storage, "resident": measure.resident(life.pid)},
                 "uptime": None if life.born_at is None else round(now - life.born_at, 3),
                 "restarts": life.restarts,
                 "kind": life.entry.kind,
@@ -430,21 +369,3 @@ class ControlProgram:
             }
             for life in self.lives.values()
         ]
-
-
-def _resident(pid: int | None) -> int | None:
-    """Bytes of real storage a process keeps, shared pages in proportion (proc(5), smaps_rollup); None if it is gone."""
-    if not pid:
-        return None
-    try:
-        with open(f"/proc/{pid}/smaps_rollup", "rb") as rollup:
-            for line in rollup:
-                if line.startswith(b"Pss:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as statm:
-            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return None

@@ -42,8 +42,6 @@ class Birth:
     """Absolute folders it may read."""
     temporary: tuple[tuple[str, int], ...] = ()
     """Absolute folders that are empty at its start, and the bytes each may hold."""
-    run: str = ""
-    """Absolute folder for its UNIX sockets on a host where it has no root of its own; else they lie in ``/run``."""
     executable: str = ""
     """Absolute path of the program of an ``exec`` machine."""
     file_size: int = 0

@@ -8,7 +8,6 @@ import pytest
 from retinue.cp.directory import Directory, Disk, LinkedDisk, MachineEntry, System
 from retinue.cp.disks import Disks
 from retinue.cp.host.seal.users import FIRST_OWN
-from retinue.cp.run_folders import RunFolders
 from retinue.cp.users import COUNT, own_users
 
 MIB = 1024**2
@@ -86,19 +85,3 @@ def test_machines_that_are_joined_by_links_are_one_user() -> None:
     assert len(set(users.values())) == 3
     assert all(FIRST_OWN <= user < FIRST_OWN + COUNT for user in users.values())
     assert own_users(topology) == users
-
-
-def test_native_machine_gets_an_empty_folder_for_its_sockets_each_time(tmp_path: pathlib.Path) -> None:
-    folders = RunFolders(tmp_path)
-    native = MachineEntry("REDIS", "exec", "redis-server", command=("redis-server",))
-    assert folders.folder(NONE) == ""
-    folders.renew(NONE, -1)
-    assert not (tmp_path / "machines").exists()
-    for _ in range(2):
-        folders.renew(native, -1)
-        folder = pathlib.Path(folders.folder(native))
-        assert list(folder.iterdir()) == []
-        assert folder.stat().st_mode & 0o7777 == 0o700
-        (folder / "redis").touch()
-    folders.remove()
-    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,73 @@
+"""What the machines of a system are given: disks, users and secrets, as host and machine are told of them."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from retinue.cp.directory import Directory, MachineEntry, code_folders, executable
+from retinue.cp.disks import Disks
+from retinue.cp.host.interface import Birth
+from retinue.cp.secrets import Secrets
+
+
+class Outfit:
+    """The belongings of all machines of a system."""
+
+    def __init__(self, topology: Directory, state_folder: pathlib.Path, secrets: Secrets) -> None:
+        self._topology = topology
+        self._secrets = secrets
+        self._users: Mapping[str, int] = {}
+        self.disks = Disks(state_folder, {entry.name: entry for entry in topology.machines})
+
+    def make(self, users: Mapping[str, int]) -> None:
+        """Make the disks. ``users`` has the user of each machine that has one for itself. OSError."""
+        self._users = users
+        self.disks.make(users)
+
+    def birth(self, entry: MachineEntry, generation: int) -> Birth:
+        """What the host is told of a machine that starts now; its temporary disks are empty then.
+
+        OSError when a disk is not as it should be, or the program of an ``exec`` machine is not there any more.
+        """
+        self.disks.empty(entry)
+        held = self.disks.held(entry)
+        return Birth(
+            machine=entry.name,
+            generation=generation,
+            network=entry.network,
+            storage=entry.storage,
+            disks=held.writable,
+            code=code_folders(self._topology, entry),
+            kind=entry.kind,
+            uid=self._users.get(entry.name, -1),
+            links=held.readable,
+            temporary=held.temporary,
+            executable=executable(self._topology, entry) if entry.kind == "exec" else "",
+            file_size=held.file_size,
+            share=entry.share,
+            cpu=entry.cpu,
+            largest_share=max(each.share for each in self._topology.machines),
+        )
+
+    def load(self, birth: Birth, entry: MachineEntry) -> dict[str, Any]:
+        """What the machine is told: the arguments of ``load`` on its control path."""
+        arguments = {
+            "name": entry.name,
+            "kind": entry.kind,
+            "program": entry.program,
+            "config": entry.config,
+            "edges": {
+                edge.name: {"limit": edge.limit, "overflow": edge.overflow, "to": edge.to, "lazy": edge.lazy}
+                for edge in entry.uses
+            },
+            "disks": self.disks.table(entry),
+            "threads": entry.threads,
+            "secrets": self._secrets.of(entry.name),
+        }
+        if entry.kind == "exec":
+            arguments |= {
+                "executable": birth.executable,
+                "command": [birth.executable, *entry.command[1:]],
+                "sockets": {socket.name: socket.side for socket in entry.sockets},
+            }
+        return arguments
