@@ -7,6 +7,7 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from retinue.cp.host import immortal
 from retinue.cp.host.errors import PreloadFailed
 from retinue.cp.host.process import resolve
 
@@ -50,6 +51,7 @@ def warm_up(house: Sequence[str], preload: Sequence[str], boot_entry: str) -> Ca
     boot: Callable[..., object] = resolve(boot_entry)
     if len(os.listdir("/proc/self/task")) != 1:
         raise PreloadFailed("", "a module started a thread, which a fork would lose")
+    immortal.immortalise()
     return boot
 
 
