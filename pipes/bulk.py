@@ -90,6 +90,7 @@ class Slot:
     def discard(self) -> None:
         """Nobody needs it, and nobody shall get it again."""
         self._shelf._out.discard(self)
+        self._shelf._drafts.discard(self)
         self._close()
 
     def _open(self) -> None:
@@ -215,6 +216,7 @@ class Shelf:
     def __init__(self) -> None:
         self._free: list[Slot] = []  # the longest free first
         self._out: set[Slot] = set()
+        self._drafts: set[Slot] = set()  # those that a program fills, and may never send
         self._stored = 0
         # Capacity of a slot: the number of the latest message of that size, and whether another came shortly before.
         self._usual: dict[int, tuple[int, bool]] = {}
@@ -262,6 +264,8 @@ class Shelf:
         except BaseException:
             slot.discard()
             raise
+        self._out.remove(slot)
+        self._drafts.add(slot)
         with view:
             return Draft(view[_HEAD.size : _HEAD.size + size], slot)
 
@@ -273,9 +277,11 @@ class Shelf:
         kind, ident, draft, *rest = frame
         draft.check()
         slot = draft.place
-        if not isinstance(slot, Slot) or slot not in self._out:
+        if not isinstance(slot, Slot) or slot not in self._drafts:
             raise ValueError("a draft is for a message of the path that has made it")
         draft.take()
+        self._drafts.remove(slot)
+        self._out.add(slot)
         head = _HEAD.pack(0x90 | len(frame), kind, _INT64, ident, BIN32, len(draft))
         slot._finish(head, len(draft), b"".join(map(msgpack.packb, rest)))
         return slot
@@ -283,16 +289,16 @@ class Shelf:
     @property
     def crowded(self) -> bool:
         """So many slots are out that they would not all be kept: another costs several times as much as waiting."""
-        out = list(self._out)  # which may change meanwhile: a draft may be collected
-        return len(out) >= _most(out)
+        return len(self._out) >= _most(self._out)
 
     def close(self) -> None:
         """Close every slot, also those that are not released."""
         self._closed = True
         for slot in self._free.copy():
             _FREE.drop(slot)
-        while self._out:
-            self._out.pop()._close()
+        for slots in (self._out, self._drafts):
+            while slots:
+                slots.pop()._close()
 
     def _take_out(self, size: int) -> Slot:
         """A slot for so many bytes; one without a mapping is new."""

@@ -16,7 +16,8 @@ class Draft:
     ``view`` is its memory, which the program fills; what it holds at first is undefined. The draft is then sent like
     bytes, once, and arrives as bytes. That ends the view. Slices and arrays that were made of it are to be let go
     before: an array is noticed (BufferError), but who writes to a slice afterwards changes what was sent, or what is
-    sent later. A draft that is not sent costs its memory until :meth:`close`, or until nobody has it any more.
+    sent later. A draft that is not sent costs its memory until :meth:`close`, or until nobody has it any more. Sent or
+    not, the peer may look at what is written into it: the memory may be some that the peer has had before.
     """
 
     __slots__ = ("_nbytes", "_sent", "place", "view")

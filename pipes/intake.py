@@ -63,7 +63,7 @@ class Intake:
 
     def _make_room(self) -> bool:
         self._wanted = self._led = 0
-        if not isinstance(self._transport, SocketTransport):
+        if type(self._transport) is not SocketTransport:  # one that is derived from it may have its own way to wait
             return False
         if self._watch is not None:
             self._watch.set(self._descriptor, WATCHED)
@@ -76,6 +76,7 @@ class Intake:
                 self._patience = MOST_PATIENT
                 return False
             self._watch = found
+            self._transport.closing = self._on_closing
         self._parked = trio.lowlevel.current_task()
         self.vacant = True
         return True
@@ -97,11 +98,14 @@ class Intake:
             trio.lowlevel.reschedule(self._parked)
             self._parked = None
 
-    def _unwatch(self) -> None:
-        """The transport will be closed."""
+    def _on_closing(self) -> None:
+        """The descriptor will be closed, by this path or by others; its number may be that of another one then."""
         if self._watch is not None:
             self._watch.remove(self._descriptor)
             self._watch = None
+        if self._parked is not None and not self._over:
+            self._failure = trio.ClosedResourceError("the transport was closed at this end")
+        self._return_pump()
 
     # -- leaders ------------------------------------------------------------------------------------------------------
 

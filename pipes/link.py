@@ -231,6 +231,11 @@ class Link:
         return self.binding is not Binding.BOUND or not (self.ordinary or self.urgent or self._again)
 
     @property
+    def carrying(self) -> bool:
+        """Whether frames with descriptors were written and not seen."""
+        return self._carrying > 0
+
+    @property
     def backlog(self) -> int:
         """How many frames wait to be written."""
         return len(self.ordinary) + len(self.urgent)

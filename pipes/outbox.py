@@ -70,6 +70,11 @@ class Outbox:
         """Whether one of our ordinary one-way messages from ``first`` to ``last`` has not been received."""
         return first <= last and (last in self._sends or bool(within(self._sends, first, last)))
 
+    @property
+    def keeps_large(self) -> bool:
+        """Whether one-way messages in memfds are kept for a successor, until they were received."""
+        return any(type(data) is Outgoing and data.slot is not None for data in self._sends.values())
+
     def _enter(self, state: State) -> None:
         self._state = state
         self._recount()

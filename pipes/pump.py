@@ -85,8 +85,6 @@ class Pump(Intake):
 
     def _close(self) -> None:
         self._over = True
-        self._unwatch()
-        self._return_pump()
         self._transport.close()
         self.session.end()
         self._packet = None
@@ -146,7 +144,6 @@ class Pump(Intake):
             session.lose()
             self._end()
             return False
-        self._unwatch()
         self._transport.close()
         self._packet = None
         self._congested = False
@@ -307,10 +304,15 @@ class Pump(Intake):
     async def _wait_written(self, *, read: bool = False) -> None:
         """Until everything that was handed over has been written, or the path has ended.
 
-        With ``read`` also until the other end has read so much of it that another large message finds a memfd.
+        With ``read`` also until the other end has read so much of it that another large message finds a memfd. (Those
+        of calls that are kept for a successor are not waited for: their answers may need what is written next.)
         """
+        session = self.session
+        link = session.link
         while not self._over and (
-            self._congested or self.session.link.held_back or (read and self._shelf is not None and self._shelf.crowded)
+            self._congested
+            or link.held_back
+            or (read and self._shelf is not None and self._shelf.crowded and (link.carrying or session.keeps_large))
         ):
             if self._written is None:
                 self._written = trio.lowlevel.ParkingLot()

@@ -200,7 +200,7 @@ class Sender(Pump):
         self.flush_soon()
 
     async def send_many(self, bodies: Iterable[Any]) -> int:
-        """Send one-way messages in order, as many on their way as the limit allows.
+        """Send one-way messages in order, as many on their way as the limit allows, of large ones a few.
 
         Returns how many there were when the peer has received them all. They wait for room whatever the policy is.
         """

@@ -10,7 +10,7 @@ import errno
 import socket
 import threading
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 import trio
@@ -89,11 +89,12 @@ _GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})
 class SocketTransport:
     """Packets over a connected SOCK_SEQPACKET socket, which it takes over."""
 
-    __slots__ = ("_socket",)
+    __slots__ = ("_socket", "closing")
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._socket = sock
+        self.closing: Callable[[], None] | None = None  # called before its descriptor is closed
 
     def send(self, packet: bytes, descriptors: Sequence[int] = ()) -> None:
         try:
@@ -148,6 +149,8 @@ class SocketTransport:
             raise trio.ClosedResourceError("the transport was closed at this end")
 
     def close(self) -> None:
+        if self.closing is not None:
+            self.closing()
         if self._socket.fileno() < 0:
             return
         # close(2) alone would not end it: the control program keeps a duplicate of one end.

@@ -14,6 +14,7 @@ from tests.fuzz.frames import draw_body, draw_packet
 from tests.fuzz.script import Script
 
 from retinue.pipes import (
+    Draft,
     Message,
     Overflow,
     Path,
@@ -140,6 +141,8 @@ class Harness:
                 ) as self.path:
                     if self.serves:
                         self.nursery.start_soon(self.serve)
+                    self.nursery.start_soon(self.wait, self.path.wait_open)
+                    self.nursery.start_soon(self.wait, self.path.wait_stream)
                     await self.play()
                     self.rebinds = 0
                     self.peer.close()
@@ -260,6 +263,11 @@ class Harness:
             else:
                 await message.reject("no")
 
+    async def wait(self, turned: Callable[[], Awaitable[None]]) -> None:
+        """Until the peer has greeted or turned to a stream; at the end of the path at the latest."""
+        with contextlib.suppress(PathError):
+            await turned()
+
     async def receive(self) -> None:
         """Wait for message after message, and answer each."""
 
@@ -280,6 +288,12 @@ class Harness:
 
         self.nursery.start_soon(task)
 
+    def draft(self) -> Draft | None:
+        """A body that is made in place, if the path lives."""
+        with contextlib.suppress(PathError):
+            return self.path.draft(wire.MAX_PACKET)
+        return None
+
     async def call(self) -> None:
         """Call, with or without descriptors, deadline and priority."""
         path = self.path
@@ -287,6 +301,8 @@ class Harness:
         body = bytes(wire.MAX_PACKET) if flags & 7 == 7 else draw_body(self.script)
         if isinstance(body, list):  # may be too deep, which is another matter
             body = None
+        if flags & 0x87 == 0x87:
+            body = self.draft()
         # Standard error will do as any other: it is copied.
         descriptors = (2,) * (flags >> 4 & 3) if flags & 0x30 else ()
 
@@ -301,7 +317,7 @@ class Harness:
     async def send(self) -> None:
         """Send, and wait until it was received."""
         flags = self.script.byte()
-        body = bytes(wire.MAX_PACKET) if flags & 7 == 7 else flags
+        body = (self.draft() if flags & 0x80 else bytes(wire.MAX_PACKET)) if flags & 7 == 7 else flags
         self.begin(lambda: self.path.send(body, priority=bool(flags & 0x40)))
 
     async def send_many(self) -> None:

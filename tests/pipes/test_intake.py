@@ -1,8 +1,11 @@
 """Who reads a path: a task that waits leads, others follow, and somebody always reads what comes."""
 
+import contextlib
 import contextvars
+import gc
 import os
 import resource
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,10 +15,21 @@ import trio
 import trio.testing
 from tests.leaks import assert_none_left, descriptors
 from tests.pipes import ends
-from tests.pipes.test_path_findings import facing_raw, until_frame
+from tests.pipes.test_path_findings import facing_raw, no_other, until_frame
 from tests.pipes.test_path_hostile import hello, make_pair, next_frames
 
-from retinue.pipes import Message, Path, PathClosed, PathSevered, Rejected, Transport, open_path, wire
+from retinue.pipes import (
+    Message,
+    Path,
+    PathClosed,
+    PathSevered,
+    Rejected,
+    SocketTransport,
+    Transport,
+    open_path,
+    socket_pair,
+    wire,
+)
 from retinue.pipes.wire import Kind
 
 Led = tuple[Path, Transport]
@@ -164,6 +178,26 @@ async def test_path_ends_under_a_leader(here: bool) -> None:
     assert len(calls.ended) == 2
 
 
+@pytest.mark.parametrize("leads", [True, False])
+@pytest.mark.parametrize("keeps", [True, False])
+async def test_transport_is_closed_by_others(leads: bool, keeps: bool) -> None:
+    """It is the path's to close; who does it nevertheless ends the path, and no other that gets its number."""
+    options = {"rebind": no_other} if keeps else {}
+    async with vacant_path(**options) as (path, _), trio.open_nursery() as nursery:
+        calls = Caller(path, nursery)
+        if leads:
+            await calls.begin("leader")
+        number = path._transport.fileno()  # type: ignore[attr-defined]  # of a socket
+        path._transport.close()
+        left, right = socket_pair()
+        assert left.fileno() == number
+        await calls.begin("next")
+        assert [type(each) for each in calls.ended.values()] == [PathClosed] * (1 + leads)
+        assert isinstance(path.severed, PathClosed)
+        left.close()
+        right.close()
+
+
 async def test_peer_breaks_a_rule_under_a_leader() -> None:
     """The path ends as it does when the pump finds it."""
     async with vacant_path() as (path, peer), trio.open_nursery() as nursery:
@@ -266,6 +300,48 @@ async def test_sender_that_waits_leads() -> None:
         assert not path.vacant
         peer.send(wire.encode([Kind.ACK, 2, 2]))
     assert path.session.outstanding == (0, 0)
+
+
+class Gathering(SocketTransport):
+    """Takes packets in pairs from the socket: the second is there though nothing is in the socket any more."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self._second: Any = None
+
+    def receive(self) -> Any:
+        if self._second is not None:
+            second, self._second = self._second, None
+            return second
+        packet, descriptors = super().receive()
+        first = bytes(packet), descriptors
+        with contextlib.suppress(BlockingIOError):
+            packet, descriptors = super().receive()
+            self._second = bytes(packet), descriptors
+        return first
+
+    async def wait_readable(self) -> None:
+        if self._second is None:
+            await super().wait_readable()
+        else:
+            await trio.lowlevel.checkpoint()
+
+
+async def test_transport_that_waits_in_its_own_way_is_asked() -> None:
+    """Who waits for the socket instead would not see what the transport holds."""
+    left, right = socket_pair()
+    with right, trio.fail_after(10):
+        async with open_path(Gathering(left)) as path, trio.open_nursery() as nursery:
+            right.send(hello())
+            await path.wait_open()
+            calls = Caller(path, nursery)
+            for number in (1, 3):
+                await calls.begin(number)
+                await calls.begin(number + 1)
+                right.send(wire.encode([Kind.REPLY, number + 1, None]))
+                right.send(wire.encode([Kind.REPLY, number, None]))
+                await trio.testing.wait_all_tasks_blocked()
+                assert len(calls.ended) == number + 1
 
 
 async def test_two_paths_in_one_task() -> None:
@@ -372,6 +448,27 @@ async def test_error_in_a_leader_is_that_of_the_pump() -> None:
     peer.close()
     assert [str(each) for each in caught.value.exceptions] == ["broken"]
     assert ended == {1: "one", 2: "two", 3: "three"}
+
+
+@pytest.mark.parametrize("how", ["at its end", "by an error"])
+def test_nothing_is_left_of_a_run(how: str) -> None:
+    """A process may fork afterwards: what watches would be shared with the child. Nothing need be collected first."""
+
+    async def main() -> None:
+        async with vacant_path() as (path, _):
+            assert path.vacant
+            if how == "by an error":
+                raise KeyError(how)
+
+    gc.disable()
+    try:
+        before = descriptors()
+        for _ in range(2):
+            with contextlib.suppress(KeyError):
+                trio.run(main)
+            assert_none_left(before)
+    finally:
+        gc.enable()
 
 
 def least_free() -> int:
