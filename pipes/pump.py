@@ -5,6 +5,7 @@ of its own. When the descriptor ends without a word, whoever owns the path is as
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 DRAIN: Final = 256
 # Each so many bytes of a packet count as a frame: what is not taken while it is warm costs twice.
 DRAIN_BYTES: Final = 2048
+
+# Seconds after which a packet with descriptors is tried again that the host has refused for the number of them.
+CROWDED_PAUSE: Final = 0.02
 
 # Packets of one frame and fewer bytes than this come alone.
 SMALL: Final = 4096
@@ -279,6 +283,11 @@ class Pump(Intake):
                 link.refused()
                 return
             except OSError as exc:
+                if exc.errno == errno.ETOOMANYREFS:
+                    self._congested = True
+                    link.refused()
+                    trio.lowlevel.spawn_system_task(self._write_later, self._transport)
+                    return
                 session.lose("lost", f"the host does not carry a packet: {exc.strerror}")
                 self._end()
                 return
@@ -300,6 +309,13 @@ class Pump(Intake):
             return  # it has another one by now
         self._congested = False
         self.flush()
+
+    async def _write_later(self, transport: Transport) -> None:
+        """Processes of this user have too many descriptors on their way (unix(7)), and no event tells when not."""
+        await trio.sleep(CROWDED_PAUSE)
+        if transport is self._transport and not self._over:
+            self._congested = False
+            self.flush()
 
     async def _wait_written(self, *, read: bool = False) -> None:
         """Until everything that was handed over has been written, or the path has ended.

@@ -1,5 +1,7 @@
 """How many memfds a path has out, and who waits until they come back."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,3 +95,53 @@ async def test_few_large_messages_of_many_are_in_memory(kind: str, rebind: Any) 
             assert await a.send_many([bytes(100_000)] * 32) == 32
             assert most <= bulk.SMALL_SLOTS
             nursery.cancel_scope.cancel()
+
+
+# As somebody who is not root: root may have any number of descriptors on their way.
+CROWD = """
+import os, resource, socket
+import trio
+from retinue.pipes import SocketTransport, open_path, socket_pair
+
+if os.getuid() == 0:
+    os.setgroups([])
+    os.setresuid(65534, 65534, 65534)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+near.setblocking(False)
+flying = 0
+try:
+    while True:
+        socket.send_fds(near, [b"x"], [0] * 16)
+        flying += 16
+except OSError as exc:
+    assert exc.strerror == os.strerror(109), exc  # ETOOMANYREFS
+
+
+async def main():
+    ours, theirs = socket_pair()
+    with trio.fail_after(30):
+        async with open_path(SocketTransport(ours)) as one, open_path(SocketTransport(theirs)) as other:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: one.send("with one", descriptors=(0,)))
+                with trio.move_on_after(0.1) as waited:
+                    await other.receive()
+                assert waited.cancelled_caught
+                assert one.severed is None
+                for _ in range(0, flying, 16):
+                    _, taken, _, _ = socket.recv_fds(far, 16, 16)
+                    for each in taken:
+                        os.close(each)
+                message = await other.receive()
+                assert message.body == "with one"
+                assert len(message.descriptors) == 1
+    print("arrived")
+
+
+trio.run(main)
+"""
+
+
+def test_packet_waits_where_the_host_has_too_many_descriptors_on_their_way() -> None:
+    done = subprocess.run([sys.executable, "-c", CROWD], capture_output=True, text=True, check=False)
+    assert done.stdout == "arrived\n", done.stderr
