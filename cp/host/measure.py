@@ -136,6 +136,10 @@ def _mappings(pid: int) -> dict[tuple[int, int], int]:
     return found
 
 
+LEAST: Final = 4096
+"""Bytes that a file or folder counts for at least: an empty one has no block, and takes an inode all the same."""
+
+
 class Size(NamedTuple):
     """Of a folder."""
 
@@ -173,7 +177,7 @@ def folder_size(folder: str, pids: Iterable[int] = ()) -> Size:
                                 if about.st_ino in several:
                                     continue
                                 several.add(about.st_ino)
-                            size += about.st_blocks * _BLOCK
+                            size += max(about.st_blocks * _BLOCK, LEAST)
                             if stat.S_ISDIR(about.st_mode) and about.st_dev == device:
                                 waiting.append(entry.name)
             fresh = False
