@@ -17,10 +17,10 @@ from retinue.pipes.errors import WrongMode as WrongMode
 from retinue.pipes.message import Message as Message
 from retinue.pipes.message import Reply as Reply
 from retinue.pipes.meter import Meter as Meter
+from retinue.pipes.options import Rebind as Rebind
 from retinue.pipes.overflow import Overflow as Overflow
 from retinue.pipes.path import Path as Path
 from retinue.pipes.path import open_path as open_path
-from retinue.pipes.pump import Rebind as Rebind
 from retinue.pipes.states import State as State
 from retinue.pipes.stream import PathStream as PathStream
 from retinue.pipes.transport import MemoryTransport as MemoryTransport

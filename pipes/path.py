@@ -9,10 +9,9 @@ from retinue.pipes import wire
 from retinue.pipes.draft import Draft
 from retinue.pipes.errors import PathClosed, PathSevered
 from retinue.pipes.link import Greeting
+from retinue.pipes.options import OnDrop, Options, Rebind
 from retinue.pipes.overflow import Overflow
-from retinue.pipes.pump import Rebind
 from retinue.pipes.receiver import Receiver
-from retinue.pipes.sender import OnDrop
 from retinue.pipes.states import State
 from retinue.pipes.stream import Chunks, PathStream
 from retinue.pipes.transport import Transport
@@ -45,17 +44,7 @@ class Path(Receiver):
         rebind: Rebind | None = None,
         quiesced: bool = False,
     ) -> None:
-        super().__init__(
-            transport,
-            name=name,
-            peer=peer,
-            limit=limit,
-            largest=largest,
-            overflow=overflow,
-            on_drop=on_drop,
-            rebind=rebind,
-            quiesced=quiesced,
-        )
+        super().__init__(transport, Options(name, peer, limit, largest, overflow, on_drop, rebind, quiesced))
         self._quiescing: trio.lowlevel.ParkingLot | None = None
         self._severed: trio.Event | None = None
         self._turning: trio.lowlevel.ParkingLot | None = None  # who waits for the other end's greeting or stream

@@ -19,13 +19,14 @@ from retinue.pipes.flusher import flusher
 from retinue.pipes.intake import Intake
 from retinue.pipes.link import Packet, Slot
 from retinue.pipes.message import close_all
+from retinue.pipes.options import Options
 from retinue.pipes.reader import Reader
 from retinue.pipes.session import Session
 from retinue.pipes.states import State
 from retinue.pipes.transport import Transport
 
 if TYPE_CHECKING:
-    from retinue.pipes.path import Path
+    pass
 
 # Frames (or packets) read before other tasks get a turn: a packet may hold twenty thousand.
 DRAIN: Final = 256
@@ -38,8 +39,6 @@ CROWDED_PAUSE: Final = 0.02
 # Packets of one frame and fewer bytes than this come alone.
 SMALL: Final = 4096
 
-Rebind = Callable[["Path"], Awaitable[Transport]]
-
 
 class Pump(Intake):
     """Carries the frames of one session over its present transport."""
@@ -49,15 +48,18 @@ class Pump(Intake):
         "_written", "session",
     )  # fmt: skip
 
-    def __init__(
-        self, transport: Transport, limit: int, name: str, largest: int, rebind: Rebind | None, quiesced: bool
-    ) -> None:
+    def __init__(self, transport: Transport, options: Options) -> None:
         super().__init__(transport)
         self.session = Session(
-            limit, name, keeps=rebind is not None, store=self._store, close=close_all, quiesced=quiesced
+            options.limit,
+            options.name,
+            keeps=options.rebind is not None,
+            store=self._store,
+            close=close_all,
+            quiesced=options.quiesced,
         )
-        self._largest = largest
-        self._rebind = rebind
+        self._largest = options.largest
+        self._rebind = options.rebind
         self._rebinding: trio.CancelScope | None = None
         self._shelf: bulk.Shelf | None = None
         self._reader: Reader | None = None

@@ -9,9 +9,8 @@ import trio
 from retinue.pipes import packet
 from retinue.pipes.errors import PathClosed, PathSevered
 from retinue.pipes.message import Claimed, Message, close_all, copy_all
-from retinue.pipes.overflow import Overflow
-from retinue.pipes.pump import Rebind
-from retinue.pipes.sender import OnDrop, Sender
+from retinue.pipes.options import Options
+from retinue.pipes.sender import Sender
 from retinue.pipes.serving import Failed, Handler, Serving
 from retinue.pipes.states import State
 from retinue.pipes.transport import Transport
@@ -28,30 +27,8 @@ class Receiver(Sender):
 
     __slots__ = ("_epoch", "_fast", "_inbox", "_pending", "_receivers", "_serving")
 
-    def __init__(
-        self,
-        transport: Transport,
-        *,
-        name: str,
-        peer: str,
-        limit: int,
-        largest: int,
-        overflow: Overflow,
-        on_drop: OnDrop | None,
-        rebind: Rebind | None,
-        quiesced: bool,
-    ) -> None:
-        super().__init__(
-            transport,
-            name=name,
-            peer=peer,
-            limit=limit,
-            largest=largest,
-            overflow=overflow,
-            on_drop=on_drop,
-            rebind=rebind,
-            quiesced=quiesced,
-        )
+    def __init__(self, transport: Transport, options: Options) -> None:
+        super().__init__(transport, options)
         self._epoch = 0  # counts the sessions at the other end
         self._inbox: deque[Message] = _NO_MESSAGES  # queues of their own when the first message comes
         self._fast: deque[Message] = _NO_MESSAGES  # those with priority

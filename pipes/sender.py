@@ -1,6 +1,6 @@
 """The sending half of a path: calls, one-way messages, and who waits for room."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -10,9 +10,10 @@ from retinue.pipes import packet
 from retinue.pipes.errors import PathClosed, WrongMode, fresh, rejection
 from retinue.pipes.message import Reply, close_all, copy_all
 from retinue.pipes.meter import Meter
+from retinue.pipes.options import Options
 from retinue.pipes.outbox import within
 from retinue.pipes.overflow import Overflow, Waiters
-from retinue.pipes.pump import Pump, Rebind
+from retinue.pipes.pump import Pump
 from retinue.pipes.states import State
 from retinue.pipes.ticket import Ticket
 from retinue.pipes.transport import Transport
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 # Messages that send_many() hands over at once: the other end begins with them while this one goes on.
 BATCH: Final = 64
 
-OnDrop = Callable[["Path"], None]
-
 _NEVER: Final = float("inf")
 
 
@@ -34,25 +33,13 @@ class Sender(Pump):
 
     __slots__ = ("_acknowledged", "_calls", "_on_drop", "_overflow", "_room", "_sends", "limit", "name", "peer")
 
-    def __init__(
-        self,
-        transport: Transport,
-        *,
-        name: str,
-        peer: str,
-        limit: int,
-        largest: int,
-        overflow: Overflow,
-        on_drop: OnDrop | None,
-        rebind: Rebind | None,
-        quiesced: bool,
-    ) -> None:
-        super().__init__(transport, limit, name, largest, rebind, quiesced)
-        self.name = name
-        self.peer = peer
-        self.limit = limit
-        self._overflow: Overflow = overflow
-        self._on_drop = on_drop
+    def __init__(self, transport: Transport, options: Options) -> None:
+        super().__init__(transport, options)
+        self.name = options.name
+        self.peer = options.peer
+        self.limit = options.limit
+        self._overflow: Overflow = options.overflow
+        self._on_drop = options.on_drop
         self._calls: dict[int, Ticket] = {}  # of tasks that wait for a reply, by message id
         self._sends: dict[int, Ticket] = {}  # of tasks that wait until a message was received
         self._room: Waiters | None = None
