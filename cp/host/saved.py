@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, NoReturn
 from retinue.cp.host import image, libc
 from retinue.cp.host.errors import LinkError, PreloadFailed, SealFailed
 from retinue.cp.host.link import Link, clipped, close_all, field, send_now
-from retinue.cp.host.seal import SealKit, namespaces
+from retinue.cp.host.seal import SealKit, hygiene, namespaces
 
 __all__ = ["BOOT_ENTRY", "ENTRY", "main"]
 
@@ -88,6 +88,7 @@ class SavedSystem:
             os.setgroups([])
         # Of a process that is not dumpable root owns the files in /proc, and it could not write its uid_map (proc(5)).
         libc.prctl(libc.PR_SET_DUMPABLE, 1)
+        hygiene.empty_cores()
         self._inside = namespaces.go_inside(link, arguments["system"], network=network)
         libc.prctl(libc.PR_SET_DUMPABLE, 0)
         libc.set_process_name(arguments["title"])

@@ -60,7 +60,7 @@ class SealKit:
         self._common = [*code.interpreter_paths(), *code.library_paths(import_path)]
         if network:
             self._common += code.NAME_SERVICE
-        self._filters: dict[str, policy.Filter] = {}
+        self._filters: dict[tuple[str, bool], policy.Filter] = {}
         self._patterns: dict[tuple[str, ...], tuple[tuple[int, ...], roots.Plan, roots.Pattern | None]] = {}
 
     def complete(self) -> None:
@@ -106,9 +106,10 @@ class SealKit:
 
     def filter(self, profile: str) -> policy.Filter:
         """The system-call filter of a profile. Made when it is first asked for: better here than in each machine."""
-        if profile not in self._filters:
-            self._filters[profile] = policy.policy(profile)
-        return self._filters[profile]
+        rooted = self.workshop is not None
+        if (profile, rooted) not in self._filters:
+            self._filters[profile, rooted] = policy.policy(profile, rooted=rooted)
+        return self._filters[profile, rooted]
 
     def profile(self, birth: Mapping[str, Any]) -> str:
         """Which system calls a machine needs."""
@@ -208,12 +209,12 @@ class Seal:
         """
         if self._user >= 0:
             users.become(self._user, keep_capabilities=self._outside)
-        if self._kit.has("tasks"):
+        if tasks := self._kit.has("tasks"):
             self._own_namespace()
-            # Only now: a namespace remembers the limit at its making as that of all that are in the one around it.
-            hygiene.limit_tasks()
+        # Only now: a namespace remembers a limit at its making as that of all that are in the one around it.
+        hygiene.limit_counted(tasks=tasks)
         os.close(self._kit.inside.proc)
-        hygiene.drop_privileges(1 << hygiene.CAP_NET_BIND_SERVICE if self._outside else 0)
+        hygiene.drop_privileges(1 << hygiene.CAP_NET_BIND_SERVICE if self._outside and self._kit.network else 0)
 
     def parent(self) -> None:
         """Die with the saved system. After privileges (a change of user would undo it), before calls (it is prctl).
@@ -270,8 +271,12 @@ class Seal:
 
     @property
     def _outside(self) -> bool:
-        """Whether it stands in the host's own user namespace, where capabilities count."""
-        return self._kit.network and not self._kit.inside.flags & libc.CLONE_NEWUSER
+        """Whether it stands in the host's own user namespace, where capabilities count.
+
+        A sealed machine without any namespace does so, too, and yet has nothing but one of users to be counted by.
+        """
+        flags = self._kit.inside.flags
+        return (self._kit.network or flags != 0) and not flags & libc.CLONE_NEWUSER
 
     def _own_namespace(self) -> None:
         """Where nobody else is counted with it: outside, nobody else is the user it is."""

@@ -17,19 +17,22 @@ __all__ = [
     "MAPPED_MARGIN",
     "NATIVE_MARGIN",
     "OPEN_FILES",
+    "SIGNALS",
     "TASKS",
     "Image",
     "changed_signals",
     "drop_privileges",
+    "empty_cores",
     "image",
     "keep_descriptors",
     "leave_session",
-    "limit_tasks",
+    "limit_counted",
     "set_limits",
 ]
 
 OPEN_FILES = 4096
-"""Descriptors of one machine: far above what 64 paths and their files need, far below what would tire the kernel."""
+"""Descriptors of one machine: with fewer than the control program takes paths for (:mod:`retinue.cp.circuit`), one
+machine could bring another down by opening paths to it."""
 
 STACK = 8 * 1024 * 1024
 """Bytes of the main thread's stack, the usual default of every distribution."""
@@ -45,6 +48,13 @@ NATIVE_MARGIN = 1024 * 1024 * 1024
 
 TASKS = 512
 """Threads and processes of one machine: twice the most threads of a wsgi machine."""
+
+SIGNALS = 256
+"""Signals of one machine that wait to be taken, and its timers (timer_create)."""
+
+NO_CORE = 1
+"""Bytes of a core file. With 0 the kernel would still give the memory to a program that core_pattern names (core(5));
+1 is its word for neither that nor a file, which cannot be that short."""
 
 _SYS_CLOSE_RANGE = 436
 DESCRIPTOR_LAST = (1 << 32) - 1
@@ -75,7 +85,16 @@ def leave_session(name: str, signals: Iterable[int]) -> None:
     libc.set_process_name(name)
     # A saved system is not dumpable. A machine is: the CP looks after its memory from outside, and core files are off.
     libc.prctl(libc.PR_SET_DUMPABLE, 1)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (NO_CORE, NO_CORE))
+    except ValueError:  # the hard limit is 0: what core_pattern names gets a dump, but see empty_cores
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def empty_cores() -> None:
+    """No memory in a core dump of this process, nor of any that it will start or fork (core(5))."""
+    with contextlib.suppress(OSError), open("/proc/self/coredump_filter", "w") as file:  # a kernel without ELF cores
+        file.write("0")
 
 
 def keep_descriptors(keep: Collection[int]) -> None:
@@ -134,7 +153,6 @@ def set_limits(storage: int, file_size: int, inherited: Image, *, native: bool) 
         (resource.RLIMIT_FSIZE, file_size or storage),
         (resource.RLIMIT_NOFILE, OPEN_FILES),
         (resource.RLIMIT_STACK, STACK),
-        (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),
         (resource.RLIMIT_RTPRIO, 0),
@@ -143,9 +161,14 @@ def set_limits(storage: int, file_size: int, inherited: Image, *, native: bool) 
         _limit(kind, wanted)
 
 
-def limit_tasks() -> None:
-    """No more than :data:`TASKS`. In the user namespace, and as the user, that nobody else is in."""
-    _limit(resource.RLIMIT_NPROC, TASKS)
+def limit_counted(*, tasks: bool) -> None:
+    """What the kernel counts for a user: in the user namespace, and as the user, that nobody else is in, if there are.
+
+    :param tasks: no more than :data:`TASKS` as well; where others are the same user these would count.
+    """
+    _limit(resource.RLIMIT_SIGPENDING, SIGNALS)
+    if tasks:
+        _limit(resource.RLIMIT_NPROC, TASKS)
 
 
 def _limit(kind: int, wanted: int) -> None:

@@ -6,6 +6,9 @@ host's network has all but the network's, and, as root, but the user's: outside 
 to bind a low port (CAP_NET_BIND_SERVICE) means nothing. Each machine gets a PID and a mount namespace to itself, and
 one of users; one that may open UNIX sockets (``exec``) also those of network and IPC, for names there are no files.
 
+Root has the others also where namespaces of users are off. A machine is then another user of the host, as that with the
+host's network is, and stands in no namespace of users.
+
 Where they cannot be had the seal stands on Landlock and seccomp, and the report says so.
 """
 
@@ -61,7 +64,11 @@ def go_inside(link: Link, name: str, *, network: bool) -> Inside:
     if network:
         unwanted = {layer: NOT_FOR_NETWORK[layer] for layer in ("net-ns", "user-ns")[: 1 + (os.geteuid() == 0)]}
     flags = sum(flag for layer, flag in LAYERS.items() if layer not in unwanted)
-    if why := _try(name, flags):
+    why = _try(name, flags)
+    if why and flags & libc.CLONE_NEWUSER and os.geteuid() == 0 and not _try(name, flags & ~libc.CLONE_NEWUSER):
+        flags &= ~libc.CLONE_NEWUSER
+        unwanted["user-ns"], why = why, ""
+    if why:
         return Inside(0, dict.fromkeys(LAYERS, why) | unwanted, -1, _high("/proc"))
     if why := _enter(name, flags):
         unwanted["mount-ns"] = why

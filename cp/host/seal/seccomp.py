@@ -49,6 +49,8 @@ class Allow(NamedTuple):
 
     number: int
     conditions: tuple[Condition, ...] = ()
+    otherwise: tuple[Condition, ...] = ()
+    """Or if every one of these holds; none at all means that there is no second way."""
 
 
 class Refuse(NamedTuple):
@@ -118,15 +120,21 @@ def assemble(
             emit(_JUMP_EQUAL, rule.number, 0, 1)
             emit(_RETURN, _ALLOW)
             return
-        # number? else over all this; conditions, each jumping to the refusal when it fails; allow; refuse
-        refusal = sum(map(_size, rule.conditions)) + 1
-        emit(_JUMP_EQUAL, rule.number, 0, refusal + 1)
-        start = len(code)
-        for condition in rule.conditions:
+        # number? else over all this; conditions, each jumping over the allowance when it fails; allow; the same for
+        # the other conditions; refuse
+        ways = [way for way in (rule.conditions, rule.otherwise) if way]
+        emit(_JUMP_EQUAL, rule.number, 0, sum(map(_way_size, ways)) + 1)
+        for way in ways:
+            emit_way(way)
+        emit(_RETURN, _ERRNO | default)
+
+    def emit_way(conditions: Sequence[Condition]) -> None:
+        end = len(code) + _way_size(conditions)
+        for condition in conditions:
             offset = 16 + 8 * condition.argument
             if condition.whole:
                 emit(_LOAD, offset + 4)
-                emit(_JUMP_EQUAL, 0, 0, refusal - (len(code) + 1 - start))
+                emit(_JUMP_EQUAL, 0, 0, end - (len(code) + 1))
             emit(_LOAD, offset)
             if condition.mask != _ALL_BITS:
                 emit(_AND, condition.mask)
@@ -135,9 +143,8 @@ def assemble(
                 if value == OWN_PID:
                     own_pid_at.append(len(code) * _INSTRUCTION.size + 4)
                     value = 0
-                emit(_JUMP_EQUAL, value, left, 0 if left else refusal - (len(code) + 1 - start))
+                emit(_JUMP_EQUAL, value, left, 0 if left else end - (len(code) + 1))
         emit(_RETURN, _ALLOW)
-        emit(_RETURN, _ERRNO | default)
 
     def emit_search(rules: Sequence[Rule]) -> None:
         """A binary search: the kernel runs the filter for every call there is when a machine loads it."""
@@ -169,6 +176,11 @@ def assemble(
         raise ValueError(f"{len(code)} instructions, the limit is {INSTRUCTIONS_MAX}")
     # Jumps are eight bits wide: struct.pack below refuses a rule with too many conditions.
     return Filter(b"".join(_INSTRUCTION.pack(*instruction) for instruction in code), own_pid_at)
+
+
+def _way_size(conditions: Iterable[Condition]) -> int:
+    """Instructions of conditions and of what is returned if they hold."""
+    return sum(map(_size, conditions)) + 1
 
 
 def _size(condition: Condition) -> int:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import shutil
 import sys
 from pathlib import Path
@@ -78,8 +79,12 @@ async def test_each_rung_lacks_what_was_taken_away_and_says_so(
         assert await machine.call("inside:work", str(tmp_path / "disk")) == "done"
     assert not set(absent) & set(machine.seal)
     if "user-namespaces" in without:
-        assert {"user-ns", "mount-ns", "pid-ns", "net-ns"} <= set(absent)
-        assert absent["mount-ns"] == "user namespaces are off for this user: Operation not permitted"
+        assert absent["user-ns"] == "user namespaces are off for this user: Operation not permitted"
+        if ROOT:
+            assert set(absent) == {"user-ns"}
+        else:
+            assert {"mount-ns", "pid-ns", "net-ns"} <= set(absent)
+            assert absent["mount-ns"] == absent["user-ns"]
     if "landlock" in without:
         assert set(absent) == full() | {"landlock"}
         assert absent["landlock"].startswith("Function not implemented (needs a kernel of at least 5.13")
@@ -161,6 +166,25 @@ async def test_each_machine_of_root_is_a_user_of_its_own(start: Start, tmp_path:
             assert "\nCapInh:\t0000000000000000\n" in status
 
 
+@pytest.mark.skipif(not ROOT, reason="only root has namespaces without one of users")
+@pytest.mark.parametrize("kind", ["program", "exec"])
+async def test_root_needs_no_user_namespaces(start: Start, tmp_path: Path, kind: str) -> None:
+    system = await begin(start, tmp_path, ("user-namespaces",))
+    with trio.fail_after(PATIENCE):
+        machine = await spawn(system, kind=kind, disks=[str(tmp_path / "disk")])
+        user = FIRST_OWN + 3
+        assert await machine.call("native:identity") == [user, user, user, [], 1]
+        assert set(full()) | {"user-ns"} == set(await layers(system))
+        for name in ("mnt", "pid", "net", "ipc", "uts", "cgroup"):
+            assert os.readlink(f"/proc/{machine.pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}"), name
+        assert os.readlink(f"/proc/{machine.pid}/ns/user") == os.readlink("/proc/self/ns/user")
+        for line in status_of(machine.pid).splitlines():
+            if line.startswith("Cap"):
+                assert line.split()[1] == "0" * 16, line
+        assert await machine.call("native:mounts_again") == {}
+        assert hygiene.TASKS - 8 <= await machine.call("native:thread_bomb") < hygiene.TASKS
+
+
 @pytest.mark.skipif(not ROOT, reason="only root may bind low ports")
 async def test_right_to_low_ports_outlasts_the_change_of_user_and_no_other_does(start: Start) -> None:
     system = await start(network=True)
@@ -226,7 +250,93 @@ async def test_code_is_reached_by_links_and_below_a_private_folder(start: Start,
         assert await machine.call("shop:version") == 1
 
 
+@pytest.mark.parametrize("without", RUNGS, ids="-".join)
+@pytest.mark.parametrize("network", [False, True], ids=["sealed", "network"])
+async def test_machine_changes_neither_mode_nor_times_of_what_it_may_only_read(
+    start: Start, tmp_path: Path, without: tuple[str, ...], network: bool
+) -> None:
+    """By a descriptor, which Landlock does not look at, of a file that its own user owns."""
+    code, link = tmp_path / "code", tmp_path / "link"
+    code.mkdir()
+    link.mkdir(mode=0o755)
+    (code / "shop.py").write_text("")
+    (link / "file").write_text("")
+    system = await begin(start, tmp_path, without, network=network)
+    with trio.fail_after(PATIENCE):
+        machine = await spawn(
+            system, network=network, code=[PROGRAMS, str(code)], links=[str(link)], disks=[str(tmp_path / "disk")]
+        )
+        for path in (code / "shop.py", link / "file"):
+            if machine.seal and "own-uid" in machine.seal:
+                os.chown(path, FIRST_OWN + 3, FIRST_OWN + 3)
+            path.chmod(0o644)
+            before = path.stat()
+            for call in ("native:set_mode", "native:set_times"):
+                with pytest.raises(Refused) as caught:
+                    await machine.call(call, str(path))
+                assert caught.value.errno in (errno.EPERM, errno.EROFS)
+            assert (path.stat().st_mode, path.stat().st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
+        if "mount-ns" in machine.seal:
+            own = tmp_path / "disk" / "file"
+            await machine.call("native:write", str(own), "text")
+            await machine.call("native:set_mode", str(own))
+            await machine.call("native:set_times", str(own))
+            assert (own.stat().st_mode & 0o777, own.stat().st_mtime) == (0o640, 1.0)
+
+
+async def test_native_program_sets_modes_and_times_of_its_own_files(start: Start, tmp_path: Path) -> None:
+    system = await start()
+    if "mount-ns" in await layers(system):
+        pytest.skip("this host has no namespaces for this user")
+    with trio.fail_after(PATIENCE):
+        machine = await spawn(system, kind="exec", disks=[str(tmp_path / "disk")])
+        own = tmp_path / "disk" / "file"
+        script = f"echo x > {own}; chmod 640 {own}; touch -d @1 {own}"
+        assert await machine.call("native:shell", "/bin/sh", "-c", script) == [0, "", ""]
+        assert (own.stat().st_mode & 0o777, own.stat().st_mtime) == (0o640, 1.0)
+
+
 # Limits.
+
+
+@pytest.mark.parametrize("without", RUNGS, ids="-".join)
+@pytest.mark.parametrize("network", [False, True], ids=["sealed", "network"])
+async def test_limits_are_what_they_should_be(
+    start: Start, tmp_path: Path, without: tuple[str, ...], network: bool
+) -> None:
+    system = await begin(start, tmp_path, without, network=network)
+    with trio.fail_after(PATIENCE):
+        machine = await spawn(system, network=network)
+        core = await machine.call("resource:getrlimit", resource.RLIMIT_CORE)
+        # Who may not raise a hard limit has none, and nothing in its dump.
+        assert core == [1, 1] or (core == [0, 0] and resource.getrlimit(resource.RLIMIT_CORE)[1] == 0)
+        for name, value in (("SIGPENDING", 256), ("NOFILE", 4096), ("MSGQUEUE", 0), ("MEMLOCK", 0)):
+            kind = getattr(resource, f"RLIMIT_{name}")
+            hard = resource.getrlimit(kind)[1]
+            wanted = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            assert await machine.call("resource:getrlimit", kind) == [wanted, wanted], name
+
+
+async def test_core_dump_of_a_machine_would_hold_nothing(start: Start) -> None:
+    system = await start(network=True)
+    with trio.fail_after(PATIENCE):
+        for network in (False, True):
+            machine = await spawn(system, network=network)
+            assert int(core_filter_of(machine.pid), 16) == 0
+
+
+@pytest.mark.parametrize("network", [False, True], ids=["sealed", "network"])
+async def test_pending_signals_of_a_machine_are_bounded_and_those_of_its_neighbour_do_not_count(
+    start: Start, network: bool
+) -> None:
+    system = await start(network=network)
+    with trio.fail_after(PATIENCE):
+        one = await spawn(system, "ONE", network=network)
+        other = await spawn(system, "OTHER")
+        if "tasks" not in one.seal:
+            pytest.skip("this host has no namespaces for this user")
+        counts = [await one.call("native:signal_bomb"), await other.call("native:signal_bomb")]
+    assert counts == [hygiene.SIGNALS, hygiene.SIGNALS]
 
 
 @pytest.mark.parametrize("network", [False, True], ids=["sealed", "network"])
@@ -351,7 +461,9 @@ async def test_redis_serves_saves_and_stops(native: Machine, tmp_path: Path) -> 
     assert answers == ["+OK\r\n", "$1\r\n1\r\n", "+Background saving started\r\n", "", "dump.rdb"]
 
 
-@pytest.mark.parametrize("without", [("user-namespaces",), ("mounts",)], ids="-".join)
+@pytest.mark.parametrize(
+    "without", [("mounts",), ("user-namespaces", "mounts") if ROOT else ("user-namespaces",)], ids="-".join
+)
 async def test_native_program_is_refused_where_it_could_not_be_held(
     start: Start, tmp_path: Path, without: tuple[str, ...]
 ) -> None:
@@ -363,6 +475,11 @@ async def test_native_program_is_refused_where_it_could_not_be_held(
 def status_of(pid: int) -> str:
     """What the kernel says of a process."""
     return Path(f"/proc/{pid}/status").read_text()
+
+
+def core_filter_of(pid: int) -> str:
+    """Which memory a core file would hold."""
+    return Path(f"/proc/{pid}/coredump_filter").read_text()
 
 
 def children_of(pid: int) -> list[int]:

@@ -37,9 +37,9 @@ def run(code: bytes, architecture: int, number: int, arguments: tuple[int, ...])
             position += if_true if holds[operation] else if_false
 
 
-def policy(machine: str, profile: str) -> Filter:
+def policy(machine: str, profile: str, *, rooted: bool = True) -> Filter:
     return assemble(
-        rules(profile, machine),
+        rules(profile, machine, rooted=rooted),
         default=errno.EPERM,
         unknown_from=syscalls.UNKNOWN_FROM,
         unknown=errno.ENOSYS,
@@ -51,7 +51,11 @@ NEWUSER, NEWPID, THREAD, STREAM, DGRAM, SEQPACKET, CLOEXEC = 0x10000000, 0x20000
 EPERM, ENOSYS, ENOTSUP = errno.EPERM, errno.ENOSYS, errno.ENOTSUP
 PROFILES = ("program", "network", "exec")
 
-TABLE = [
+# BINDTODEVICE ATTACH_FILTER SNDBUFFORCE MARK TIMESTAMPING PEEK_OFF LOCK_FILTER BUSY_POLL ATTACH_BPF
+# ATTACH_REUSEPORT_CBPF ATTACH_REUSEPORT_EBPF ZEROCOPY TXTIME PASSPIDFD
+NEVER_SET = (25, 26, 32, 36, 37, 42, 44, 46, 50, 51, 52, 60, 61, 76)
+
+TABLE: list[tuple[str, tuple[int, ...], int, int, int]] = [
     # call, arguments, program, network, exec
     ("read", (0,), ALLOWED, ALLOWED, ALLOWED),
     ("mmap", (0, 4096), ALLOWED, ALLOWED, ALLOWED),
@@ -87,6 +91,45 @@ TABLE = [
     ("setsockopt", (3, 6, 1), EPERM, ALLOWED, EPERM),
     ("setsockopt", (3, 17, 103), EPERM, ALLOWED, EPERM),
     ("setsockopt", (3, 270, 1), EPERM, EPERM, EPERM),
+    ("setsockopt", (3, 1, 13), ALLOWED, ALLOWED, ALLOWED),  # LINGER
+    ("setsockopt", (3, 1, 15), EPERM, ALLOWED, ALLOWED),  # REUSEPORT
+    ("setsockopt", (3, 1, 16), EPERM, EPERM, ALLOWED),  # PASSCRED
+    ("setsockopt", (3, 0, 26), EPERM, ALLOWED, EPERM),  # of IP, where 26 means nothing of the kind
+    *(("setsockopt", (3, 1, name), EPERM, EPERM, EPERM) for name in NEVER_SET),
+    ("getsockopt", (3, 1, 4), ALLOWED, ALLOWED, ALLOWED),  # ERROR
+    ("getsockopt", (3, 1, 17), EPERM, EPERM, ALLOWED),  # PEERCRED
+    ("getsockopt", (3, 1, 26), EPERM, EPERM, EPERM),  # GET_FILTER
+    ("getsockopt", (3, 1, 77), EPERM, EPERM, EPERM),  # PEERPIDFD
+    ("getsockopt", (3, 6, 11), EPERM, ALLOWED, EPERM),
+    ("getsockopt", (3, 255, 1), EPERM, EPERM, EPERM),
+    ("mmap", (0, 4096, 3, 0x22), ALLOWED, ALLOWED, ALLOWED),
+    ("mmap", (0, 4096, 3, 0x40022), EPERM, EPERM, EPERM),  # HUGETLB
+    ("memfd_create", (1, 3), ALLOWED, ALLOWED, ALLOWED),
+    ("memfd_create", (1, 7), EPERM, EPERM, EPERM),  # HUGETLB
+    ("memfd_create", (1, 0x54000004), EPERM, EPERM, EPERM),
+    ("shmget", (1, 4096, 0o4600), EPERM, EPERM, EPERM),  # HUGETLB
+    *(("madvise", (4096, 4096, advice), ALLOWED, ALLOWED, ALLOWED) for advice in (0, 4, 8, 14, 18, 21, 23, 102)),
+    # MERGEABLE, UNMERGEABLE, REMOVE, COLD, HWPOISON, SOFT_OFFLINE
+    *(("madvise", (4096, 4096, advice), EPERM, EPERM, EPERM) for advice in (9, 12, 13, 20, 100, 101)),
+    ("mincore", (), EPERM, EPERM, EPERM),
+    ("readahead", (), EPERM, EPERM, EPERM),
+    ("fadvise64", (3, 0, 0, 3), ALLOWED, ALLOWED, ALLOWED),
+    ("fadvise64", (3, 0, 0, 4), EPERM, EPERM, EPERM),  # DONTNEED
+    ("preadv2", (3, 1, 1, 0, 0, 0), ALLOWED, ALLOWED, ALLOWED),
+    ("pwritev2", (3, 1, 1, 0, 0, 2), ALLOWED, ALLOWED, ALLOWED),  # DSYNC
+    ("preadv2", (3, 1, 1, 0, 0, 8), EPERM, EPERM, EPERM),  # NOWAIT
+    ("preadv2", (3, 1, 1, 0, 0, 10), EPERM, EPERM, EPERM),
+    ("pwritev2", (3, 1, 1, 0, 0, 0x80), EPERM, EPERM, EPERM),  # DONTCACHE
+    ("fcntl", (3, 1032), ALLOWED, ALLOWED, ALLOWED),  # GETPIPE_SZ
+    ("fcntl", (3, 1031, 1 << 20), EPERM, EPERM, EPERM),  # SETPIPE_SZ
+    ("sysinfo", (), EPERM, EPERM, EPERM),
+    ("clock_gettime", (3,), ALLOWED, ALLOWED, ALLOWED),
+    ("clock_gettime", (~PID << 3 | 2,), EPERM, EPERM, ALLOWED),  # of a process
+    ("clock_getres", (~PID << 3 | 6,), EPERM, EPERM, ALLOWED),  # of a thread
+    ("clock_nanosleep", (~PID << 3 | 2,), EPERM, EPERM, ALLOWED),
+    ("inotify_init1", (), ENOSYS, ENOSYS, ENOSYS),
+    ("inotify_init", (), ENOSYS, ENOSYS, ENOSYS),
+    ("inotify_add_watch", (), ENOSYS, ENOSYS, ENOSYS),
     ("kill", (PID, 9), ALLOWED, ALLOWED, ALLOWED),
     ("kill", (PID + 1, 9), EPERM, EPERM, ALLOWED),
     ("kill", (0, 9), EPERM, EPERM, ALLOWED),
@@ -132,6 +175,15 @@ def test_policy_answers_every_call_as_the_table_says(machine: str, profile: str)
         if number is not None:
             result = run(code, ARCHITECTURES[machine], number, arguments)
             assert result == expected[PROFILES.index(profile)], (name, arguments)
+
+
+@pytest.mark.parametrize("machine", ARCHITECTURES)
+@pytest.mark.parametrize("profile", PROFILES)
+def test_without_a_root_of_its_own_no_descriptor_sets_modes_or_times(machine: str, profile: str) -> None:
+    code = policy(machine, profile, rooted=False).code_for(PID)
+    for name, arguments in (("fchmod", (3, 0o600)), ("utimensat", (3, 0, 0, 0)), ("utimensat", (-100, 1, 0, 0))):
+        assert run(code, ARCHITECTURES[machine], syscalls.number(name, machine) or 0, arguments) == EPERM
+    assert run(code, ARCHITECTURES[machine], syscalls.number("ftruncate", machine) or 0, (3, 0)) == ALLOWED
 
 
 def test_what_gets_a_program_out_is_in_no_profile() -> None:
@@ -185,6 +237,11 @@ def test_every_test_of_a_rule_must_hold() -> None:
     for first, second, third, fourth in itertools.product((1, 2, 3), (PID, 0), (0x1F, 0x2F), (5, 6, 1 << 32 | 5)):
         expected = 0 if first in (1, 2) and second == PID and third == 0x1F and fourth == 5 else 1
         assert run(code, ARCHITECTURES["x86_64"], 7, (first, second, third, fourth)) == expected
+    either = Allow(7, (Condition(0, (1,)), Condition(1, (3, 4))), (Condition(0, (2, 5)), Condition(2, (6,))))
+    code = assemble([either, Refuse(8, 99)], default=1, unknown_from=100, unknown=38, machine="x86_64").code_for(PID)
+    for first, second, third in itertools.product((1, 2, 5, 6), (3, 4, 5), (6, 7)):
+        expected = 0 if (first == 1 and second in (3, 4)) or (first in (2, 5) and third == 6) else 1
+        assert run(code, ARCHITECTURES["x86_64"], 7, (first, second, third)) == expected
     assert run(code, ARCHITECTURES["x86_64"], 8, ()) == 99
     assert run(code, ARCHITECTURES["x86_64"], 9, ()) == 1
     assert run(code, ARCHITECTURES["x86_64"], 100, ()) == 38

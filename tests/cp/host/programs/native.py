@@ -141,6 +141,29 @@ def datagram() -> str:
         return one.recv(16).decode()
 
 
+def set_mode(path: str) -> None:
+    """By a descriptor that was opened for reading."""
+    with open(path) as file:
+        os.fchmod(file.fileno(), 0o640)
+
+
+def set_times(path: str) -> None:
+    """By a descriptor that was opened for reading."""
+    with open(path) as file:
+        os.utime(file.fileno(), (1, 1))
+
+
+def signal_bomb() -> int:
+    """How many signals can wait for it, of the kind that is queued."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN])
+    count = 0
+    with contextlib.suppress(BlockingIOError):
+        while count < 2000:
+            signal.pthread_kill(threading.get_ident(), signal.SIGRTMIN)
+            count += 1
+    return count
+
+
 _kept: list[socket.socket] = []
 
 
