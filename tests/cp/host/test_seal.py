@@ -371,7 +371,7 @@ async def test_least_storage_is_enough_for_threads(start: Start) -> None:
     system = await start()
     with trio.fail_after(PATIENCE):
         machine = await spawn(system, storage=32 * MIB)
-        assert await machine.call("native:stacks", 8) == 8
+        assert await machine.call("native:stacks", 4) == 4
 
 
 # Native programs.
