@@ -132,7 +132,8 @@ class Machine(Generic[C]):
         (descriptor,) = reply.descriptors
         used = self._uses[edge]
         path = await self._open(descriptor, reply.body["path"], used, name=edge, limit=used.limit)
-        await path.wait_open()  # its other end has greeted before we came, so that stream() may follow at once
+        with contextlib.suppress(PathError):  # turned away at once: the first verb tells why
+            await path.wait_open()  # its other end has greeted before we came, so that stream() may follow
         return path
 
     async def _open(self, descriptor: int, ident: int, edge: Edge, *, name: str, limit: int, peer: str = "") -> Path:
