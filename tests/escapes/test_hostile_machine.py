@@ -11,15 +11,16 @@ import pathlib
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
 import attrs
 import pytest
 import trio
+from tests.escapes.prison import begin, wait_until_ready
 from tests.leaks import count_of
-from tests.systems import LIMIT, Bench
+from tests.systems import LIMIT, Bench, open_bench, wait_for
 
 from retinue.cp.circuit import MAX_TAKEN
 from retinue.cp.operator_socket import connect_operator
@@ -153,10 +154,9 @@ class Scene:
     async def machines(self) -> dict[str, dict[str, Any]]:
         """What ``retinue ps`` says."""
         begun = time.perf_counter()
-        done = await trio.to_thread.run_sync(self.bench.run, "ps", "--json")
+        listing = await self._operator.call(["ps", {}])
         self.slowest = max(self.slowest, time.perf_counter() - begun)
-        assert done.returncode == 0, done.stderr
-        return {each["name"]: each for each in json.loads(done.stdout)["machines"]}
+        return {each["name"]: each for each in listing["machines"]}
 
     async def states(self) -> dict[str, State]:
         """Of the control program and all machines but the hostile one."""
@@ -179,7 +179,7 @@ class Scene:
         async def watch() -> None:
             while True:
                 await self.machines()
-                await trio.sleep(0.5)
+                await trio.sleep(0.05)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch)
@@ -196,13 +196,14 @@ class Scene:
         return float(worst)
 
     async def settled(self, before: dict[str, State]) -> dict[str, State]:
-        """As soon as everybody has as many descriptors as before."""
+        """As soon as nobody has more descriptors than before."""
         with trio.move_on_after(LIMIT):
             while True:
                 after = await self.states()
                 if all(after[name].descriptors <= old.descriptors for name, old in before.items()):
                     break
-        assert {name: one.descriptors for name, one in after.items()} == {n: o.descriptors for n, o in before.items()}
+        more = {name: (before[name].descriptors, one.descriptors) for name, one in after.items()}
+        assert {name: counts for name, counts in more.items() if counts[1] > counts[0]} == {}
         return after
 
 
@@ -211,14 +212,21 @@ def state(pid: int) -> State:
     return State(int(status["VmRSS"].split()[0]) / 1024, count_of(pid))
 
 
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """A system with a hostile machine, for all tests of this module."""
+    with open_bench(tmp_path_factory.mktemp("hostile")) as bench:
+        write(bench)
+        wait_until_ready(bench, begin(bench))
+        yield bench
+
+
 def on_scene(bench: Bench, what: Callable[[Scene], Awaitable[None]]) -> None:
     async def run() -> None:
         with trio.fail_after(LIMIT + PACKETS / 500):
             async with open_path(SocketTransport(connect_operator(bench.runtime / bench.name))) as operator:
                 await what(Scene(bench, operator))
 
-    write(bench)
-    bench.up()
     trio.run(run)
 
 
@@ -230,21 +238,24 @@ def records(bench: Bench, machine: str) -> list[dict[str, Any]]:
 
 def check_records(bench: Bench, machine: str, who: str, paths: int, seconds: float) -> int:
     """The machine has told who broke which rule, every time and not more often than once a second."""
-    found = [record for record in records(bench, machine) if record["fields"].get(who) == "HOSTILE"]
-    found = [record for record in found if "rule" in record["fields"]]
-    assert found
+    found: list[dict[str, Any]] = []
+
+    def told() -> bool:  # the last of them a second later
+        found[:] = [record for record in records(bench, machine) if record["fields"].get(who) == "HOSTILE"]
+        found[:] = [record for record in found if "rule" in record["fields"]]
+        return bool(sum(record["fields"]["count"] for record in found) > 0.1 * paths)
+
+    wait_for(told)
     assert all("HOSTILE broke the protocol" in record["message"] for record in found)
     assert all(record["fields"]["rule"] in record["message"] for record in found)
     assert len(found) <= 2 * (seconds + 2)
-    assert 0.1 * paths < sum(record["fields"]["count"] for record in found) <= paths
+    assert sum(record["fields"]["count"] for record in found) <= paths
     return len(found)
 
 
-def test_anything_written_to_everything(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+def test_anything_written_to_everything(stage: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     """Whoever reads it ends that path with a record and lives on: as large as before, and as quick for all others."""
-    on_scene(bench, partial(_anything_to_everything, lambda *text: _tell(capsys, *text)))
-    assert bench.run("down").returncode == 0
-    bench.assert_gone()
+    on_scene(stage, partial(_anything_to_everything, lambda *text: _tell(capsys, *text)))
 
 
 def _tell(capsys: pytest.CaptureFixture[str], *text: object) -> None:
@@ -257,6 +268,7 @@ def _tell(capsys: pytest.CaptureFixture[str], *text: object) -> None:
 
 async def _anything_to_everything(tell: Callable[..., None], scene: Scene) -> None:
     tell("seed", SEED, "packets", PACKETS)
+    quiet = await scene.states()
     (pid,) = [each["pid"] for name, each in (await scene.machines()).items() if name == "HOSTILE"]
     born_with = await scene.ask("HOSTILE", ["descriptors"])
     assert set(born_with) <= set(map(int, os.listdir(f"/proc/{pid}/fd")))
@@ -269,7 +281,7 @@ async def _anything_to_everything(tell: Callable[..., None], scene: Scene) -> No
         paths[target] = done.pop("paths", 0)
         tell(f"{target!r:9} {paths[target]} paths, {done}")
     await scene.check_neighbours()
-    before = await scene.states()
+    before = await scene.settled(quiet)
 
     async def attack() -> None:
         for target in targets:
@@ -315,15 +327,18 @@ async def _attack_control(tell: Callable[..., None], scene: Scene, before: dict[
     since = time.monotonic()
     file = scene.bench.folder / "state" / "retinue" / scene.bench.name / "disks" / "HOSTILE" / "d" / "control"
     file.write_bytes(bytes(mmap.PAGESIZE))
+    file.chmod(0o666)  # as root: the machine has a user of its own
     os.kill((await scene.machines())["HOSTILE"]["pid"], signal.SIGKILL)
 
     async def until_over() -> tuple[int, int, int]:
         with file.open("rb") as disk, mmap.mmap(disk.fileno(), 0, prot=mmap.PROT_READ) as mapping:
             book = memoryview(mapping).cast("Q")
             try:
-                while book[0] + book[1] < PACKETS or (await scene.machines())["HOSTILE"]["state"] != "READY":
-                    await scene.machines()
-                return book[0], book[1], book[2]
+                while True:
+                    ready = (await scene.machines())["HOSTILE"]["state"] == "READY"
+                    if ready and book[0] + book[1] >= PACKETS:
+                        return book[0], book[1], book[2]
+                    await trio.sleep(0.01)
             finally:
                 book.release()
 
@@ -345,12 +360,13 @@ async def _attack_control(tell: Callable[..., None], scene: Scene, before: dict[
     assert rules
 
 
-def test_paths_that_are_held_and_asks_by_the_thousand(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+def test_paths_that_are_held_and_asks_by_the_thousand(stage: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     """A machine gets its share of another's paths; its asks take their turns with those of others."""
-    on_scene(bench, partial(_hold_and_flood, lambda *text: _tell(capsys, *text)))
+    on_scene(stage, partial(_hold_and_flood, lambda *text: _tell(capsys, *text)))
 
 
 async def _hold_and_flood(tell: Callable[..., None], scene: Scene) -> None:
+    generations = {name: each["generation"] for name, each in (await scene.machines()).items()}
     quiet = await scene.states()
     held = await scene.ask("HOSTILE", ["hold", "victim"])
     worst = await scene.check_neighbours()
@@ -363,24 +379,37 @@ async def _hold_and_flood(tell: Callable[..., None], scene: Scene) -> None:
     assert {"granted", "denied", "lost", "unknown-verb"} <= done.keys()
     after = await scene.settled(before)
     await _check_growth(tell, scene, before, after)
-    assert {each["generation"] for each in (await scene.machines()).values()} == {1}
+    machines = await scene.machines()
+    assert {name: each["generation"] for name, each in machines.items()} == generations
     told = [record for record in records(scene.bench, "CP") if "asked for an edge" in record["message"]]
-    assert 1 <= len(told) <= 5
+    assert len(told) >= 1
     assert sum(record["fields"]["count"] for record in told) >= done["denied"]
 
 
 @pytest.mark.parametrize("body", [["connect", {"edge": "victim", "wait": True}], ["ready", {}], None])
-def test_one_way_ask_is_the_end_of_who_asks(bench: Bench, body: Any) -> None:
+def test_one_way_ask_is_the_end_of_who_asks(stage: Bench, body: Any) -> None:
     """And of nobody else: it cannot be answered, least of all with a descriptor."""
 
     async def say(scene: Scene) -> None:
+        while (before := await scene.machines())["HOSTILE"][
+            "state"
+        ] != "READY":  # the test before this one has ended it
+            await trio.lowlevel.checkpoint()
         with contextlib.suppress(PathError):  # it may die before it can answer
             await scene.ask("HOSTILE", ["say", body])
-        while (await scene.machines())["HOSTILE"]["generation"] == 1:
+        while (await scene.machines())["HOSTILE"]["generation"] == before["HOSTILE"]["generation"]:
             await trio.lowlevel.checkpoint()
         machines = await scene.machines()
-        assert {name for name, each in machines.items() if each["generation"] > 1} == {"HOSTILE"}
+        changed = {name for name, each in machines.items() if each["generation"] > before[name]["generation"]}
+        assert changed == {"HOSTILE"}
         assert machines["HOSTILE"]["cause"].startswith("it broke the protocol on its control path: ")
         await scene.check_neighbours()
 
-    on_scene(bench, say)
+    on_scene(stage, say)
+
+
+def test_it_stops_in_order_after_all_that(stage: Bench) -> None:
+    assert stage.run("down").returncode == 0
+    wait_for(lambda: not stage.processes())
+    stage.started[0].wait()
+    stage.assert_gone()

@@ -1,0 +1,1 @@
+"""What runs inside the machines of the gallery. Standard library only, but for the programs of machines."""
