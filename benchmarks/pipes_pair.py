@@ -99,15 +99,15 @@ class Pair:
             stdout=self._output,
             stderr=self._output,
             pass_fds=numbers,
-            start_new_session=True,  # what an experiment starts (tractor does) ends with it
+            start_new_session=True,
         )
         for sock in theirs:
             sock.close()
+        self.workers: tuple[Worker, ...] = ()
         try:
             for sock in self._controls:
                 sock.settimeout(PATIENCE)
-            left, right = (Worker(sock, self._output) for sock in self._controls)
-            self.workers = left, right
+                self.workers += (Worker(sock, self._output),)
         except BaseException:
             self.stop()
             raise
@@ -122,8 +122,10 @@ class Pair:
         """End both processes and what they have started."""
         for sock in self._controls:
             sock.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        # What an experiment has started (tractor does) is in the group of its process, and ends with it.
+        for leader in (self._process.pid, *(worker.pid for worker in self.workers)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(leader, signal.SIGKILL)
         self._process.wait()
         self._output.close()
 
@@ -179,6 +181,7 @@ def fork(left: int, right: int, *modules: str) -> NoReturn:
     gc.freeze()
     for mine, other in ((left, right), (right, left)):
         if os.fork() == 0:
+            os.setsid()  # as a machine does, which the scheduler so takes for a group of its own
             os.close(other)
             work(socket.socket(fileno=mine))
             os._exit(0)

@@ -159,6 +159,9 @@ class Life:
         control_ours, control_theirs = socket_pair()
         log_ours, log_theirs = socket_pair()
         try:
+            if any(disk.temporary for disk in self.entry.disks):
+                # By a thread: what a machine has left there may be deep and much.
+                await trio.to_thread.run_sync(self._cp.outfit.disks.empty, self.entry)
             birth = self._cp.outfit.birth(self.entry, self.generation)
             with control_theirs, log_theirs:
                 born = await self._cp.host.spawn(birth, (control_theirs.fileno(), log_theirs.fileno()))

@@ -25,11 +25,7 @@ class Outfit:
         self.disks.make(users)
 
     def birth(self, entry: MachineEntry, generation: int) -> Birth:
-        """What the host is told of a machine that starts now; its temporary disks are empty then.
-
-        OSError when a disk is not as it should be, or the program of an ``exec`` machine is not there any more.
-        """
-        self.disks.empty(entry)
+        """What the host is told of a machine. OSError: the program of an ``exec`` machine is not there any more."""
         held = self.disks.held(entry)
         return Birth(
             machine=entry.name,

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import stat
+import time
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -26,11 +27,12 @@ class Clock:
     def __init__(self, pid: int) -> None:
         # Kept open: to open it again would cost more than to read it, and might find another process of that number.
         self._stat = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        self._pid = pid
         self._last: list[bytes] = []
 
     def moved(self) -> bool:
-        """Whether it has run for a tick (10 ms, mostly) or more; its children count when it has waited for them."""
-        used = _times(os.pread(self._stat, _STAT, 0))
+        """Whether it has run at all; its children count, by ticks (10 ms, mostly), when it has waited for them."""
+        used = [*_times(os.pread(self._stat, _STAT, 0)), _nanoseconds(self._pid)]
         moved, self._last = used != self._last, used
         return moved
 
@@ -44,8 +46,13 @@ def activity(pids: Iterable[int]) -> list[bytes]:
     found = []
     for pid in pids:
         with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
-            found.append(b" ".join([b"%d" % pid, *_times(file.read())]))
+            found.append(b" ".join([b"%d" % pid, *_times(file.read()), _nanoseconds(pid)]))
     return found
+
+
+def _nanoseconds(pid: int) -> bytes:
+    """What all threads of a process have used, by its processor-time clock (clock_getcpuclockid(3)). OSError."""
+    return b"%d" % time.clock_gettime_ns((~pid << 3) | 2)
 
 
 def _times(line: bytes) -> list[bytes]:

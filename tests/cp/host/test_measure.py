@@ -191,3 +191,27 @@ def test_closed_folders_are_told(tmp_path: pathlib.Path) -> None:
     (tmp_path / "closed").mkdir(mode=0)
     assert not measure.folder_size(str(tmp_path)).whole
     (tmp_path / "closed").rmdir()
+
+
+def test_the_shortest_run_is_seen() -> None:
+    """A tick is 10 ms, and in less a disk can be filled."""
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", "for line in iter(input, ''): print(flush=True)"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as one:  # fmt: skip
+        assert one.stdin is not None
+        assert one.stdout is not None
+        one.stdin.write("begin\n")
+        one.stdin.flush()
+        one.stdout.readline()
+        clock = measure.Clock(one.pid)
+        clock.moved()
+        for _ in range(5):
+            before = measure.activity([one.pid])
+            one.stdin.write("more\n")
+            one.stdin.flush()
+            one.stdout.readline()
+            assert clock.moved()
+            assert measure.activity([one.pid]) != before
+        clock.close()
+        one.kill()
