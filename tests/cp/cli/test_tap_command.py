@@ -249,7 +249,9 @@ def test_taps_come_and_go_under_load_and_nobody_notices(bench: Bench) -> None:
     out, _ = log.communicate(timeout=LIMIT)
     records = [json.loads(line) for line in out.splitlines()]
     told = [record["message"] for record in records if record["machine"] in ("CALLER", "CHECKER")]
-    assert [record["message"] for record in records if record["severity"] < 6] == []
+    # What this host does not enforce is told at the start, and nothing is said after it.
+    warned = [record["message"] for record in records if record["severity"] < 6]
+    assert [message for message in warned if "is not enforced" not in message and "the seal of" not in message] == []
     (sent,) = [match for each in told if (match := re.fullmatch(r"sent (\d+), answered (\d+)", each))]
     assert int(sent[1]) == 2 * int(sent[2]) > TIMES * 50
     assert f"received {sent[1]}" in told
