@@ -179,6 +179,18 @@ def _kill(bench: Bench) -> None:
         for stream in (process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
+    _remove_groups(bench.name)
+
+
+def _remove_groups(system: str) -> None:
+    """The control groups of a system that was killed: empty, and the next one would remove them; there is none."""
+    for line in pathlib.Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        ours = pathlib.Path("/sys/fs/cgroup", controllers, path.lstrip("/"))
+        for group in ours.glob(f"retinue-{system}-*"):
+            for folder, _, _ in os.walk(group, topdown=False):
+                with suppress(OSError):  # a process in it is not reaped yet, or it is not ours to remove
+                    os.rmdir(folder)
 
 
 def read_until(stream: Any, condition: Callable[[str], bool]) -> list[str]:
