@@ -366,6 +366,25 @@ def test_shares_are_measured(tmp_path: pathlib.Path) -> None:
     assert cap["value"] is not None or "not enforced" in cap["why"]
 
 
+# -- machines --------------------------------------------------------------------------------------------------------
+
+
+def test_cost_of_machines_is_measured(tmp_path: pathlib.Path) -> None:
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "machines.py"), "--quick", "--no-peers", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    printed = json.loads(run.stdout)
+    check_form(printed)
+    values = {result["name"]: result["value"] for result in printed["results"]}
+    assert 0 < values["sealed machine: start to ready, p50"] <= values["sealed machine: start to ready, p99"]
+    assert 0 < values["1 machine: private storage of each"] < values["1 machine: proportional storage of each"]
+
+
 # -- the script ----------------------------------------------------------------------------------------------------
 
 
