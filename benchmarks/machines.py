@@ -138,9 +138,9 @@ async def look(runtime: Path, nucleus: int, count: int, plan: Plan) -> tuple[flo
     async with open_path(SocketTransport(connect_operator(runtime)), name="*CP") as path:
         up, listing = await started(path)
         pids = [each["pid"] for each in listing["machines"]]
-        private = statistics.median(map(private_kib, pids))
-        kept = [found.all for pid in pids if (found := storage(pid)) is not None]
-        proportional = statistics.median(kept)
+        kept = [found for pid in pids if (found := storage(pid)) is not None]
+        private = statistics.median(found.private for found in kept)
+        proportional = statistics.median(found.all for found in kept)
         cpu = 0.0
         if count == 100 or count == max(plan.counts[:-1], default=count):
             names = descendants(nucleus)
@@ -150,16 +150,6 @@ async def look(runtime: Path, nucleus: int, count: int, plan: Plan) -> tuple[flo
             cpu = (cpu_time(control) - before[0]) / (time.monotonic() - before[1]) * 100
         starts = await restarts(path, plan.kills) if count == 1 else []
     return up, starts, private, proportional, cpu
-
-
-def private_kib(pid: int) -> int:
-    """Storage that only this process has, in KiB (proc(5), smaps_rollup: Private_Clean and Private_Dirty)."""
-    total = 0
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
-        name, _, value = line.partition(":")
-        if name in ("Private_Clean", "Private_Dirty"):
-            total += int(value.split()[0])
-    return total
 
 
 def measure(root: Path, count: int, plan: Plan) -> Found:

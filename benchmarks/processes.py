@@ -129,10 +129,12 @@ class Storage:
 
     ``anonymous`` is what it has written: that of ``all`` which can leak. The rest are pages of files, and how much of
     them is charged to a process changes whenever some other program that maps the same file comes or goes.
+    ``private`` are the pages that no other process has.
     """
 
     all: int
     anonymous: int
+    private: int
 
 
 def storage(pid: int) -> Storage | None:
@@ -144,4 +146,6 @@ def storage(pid: int) -> Storage | None:
             found[name] = int(value.split()[0])
     except OSError:
         return None
-    return Storage(found["Pss"], found["Pss_Anon"]) if "Pss" in found else None
+    if "Pss" not in found:
+        return None
+    return Storage(found["Pss"], found["Pss_Anon"], found["Private_Clean"] + found["Private_Dirty"])

@@ -340,10 +340,7 @@ class ControlProgram:
             "version": __version__,
             "paths": self.switchboard.open_paths,
             "unkept_records": self.syslog.unkept,
-            "seal": [
-                {"system": layer.system, "layer": layer.layer, "present": layer.present, "why": layer.why}
-                for layer in self.host.seal_report()
-            ],
+            "seal": [attrs.asdict(layer) for layer in self.host.seal_report()],
             "limits": [attrs.asdict(limit) for limit in self.host.limits_report()],
             "self_test": None if self.self_test is None else self.self_test.as_dict(),
         }

@@ -52,6 +52,21 @@ def check_form(printed: Any) -> None:
         assert (result["target"] is None) == (result["met"] is None)
 
 
+def report_of(script: str, *options: str, folder: pathlib.Path, within: float = 120) -> Any:
+    """What a benchmark prints as JSON when it has run to its end; it has the form."""
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), *options, "--json"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=within,
+    )
+    assert run.returncode == 0, run.stderr
+    printed = json.loads(run.stdout)
+    check_form(printed)
+    return printed
+
+
 # -- the form ------------------------------------------------------------------------------------------------------
 
 
@@ -263,16 +278,7 @@ def test_targets_of_rates_are_for_all_cores() -> None:
 
 
 def test_quick_run_has_every_row(tmp_path: pathlib.Path) -> None:
-    run = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "pipes.py"), "--quick", "--no-peers", "--json"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert run.returncode == 0, run.stderr
-    printed = json.loads(run.stdout)
-    check_form(printed)
+    printed = report_of("pipes", "--quick", "--no-peers", folder=tmp_path, within=60)
     assert {"trio", "msgpack"} <= set(printed["machine"]["software"])
     assert all(result["value"] is not None for result in printed["results"])
     targets = {result["name"]: result["target"] for result in printed["results"] if result["target"] is not None}
@@ -324,16 +330,7 @@ def test_broken_promises_are_not_met() -> None:
 
 
 def test_kills_break_no_promise(tmp_path: pathlib.Path) -> None:
-    run = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "rebind.py"), "--seconds", "2", "--json"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode == 0, run.stderr
-    printed = json.loads(run.stdout)
-    check_form(printed)
+    printed = report_of("rebind", "--seconds", "2", folder=tmp_path)
     values = {result["name"]: result["value"] for result in printed["results"]}
     assert values["sent"] == values["answered"] == 2000
     assert values["kills"] > 0
@@ -344,16 +341,7 @@ def test_kills_break_no_promise(tmp_path: pathlib.Path) -> None:
 
 
 def test_shares_are_measured(tmp_path: pathlib.Path) -> None:
-    run = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "shares.py"), "--seconds", "1", "--machines", "3", "--json"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode == 0, run.stderr
-    printed = json.loads(run.stdout)
-    check_form(printed)
+    printed = report_of("shares", "--seconds", "1", "--machines", "3", folder=tmp_path)
     found = {result["name"]: result for result in printed["results"]}
     assert {name for name, result in found.items() if result["target"] is not None} == {
         "off the ratio of 1:2",
@@ -370,16 +358,7 @@ def test_shares_are_measured(tmp_path: pathlib.Path) -> None:
 
 
 def test_cost_of_machines_is_measured(tmp_path: pathlib.Path) -> None:
-    run = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "machines.py"), "--quick", "--no-peers", "--json"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode == 0, run.stderr
-    printed = json.loads(run.stdout)
-    check_form(printed)
+    printed = report_of("machines", "--quick", "--no-peers", folder=tmp_path)
     values = {result["name"]: result["value"] for result in printed["results"]}
     assert 0 < values["sealed machine: start to ready, p50"] <= values["sealed machine: start to ready, p99"]
     assert 0 < values["1 machine: private storage of each"] < values["1 machine: proportional storage of each"]

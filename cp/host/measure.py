@@ -229,13 +229,9 @@ def resident(pid: int | None) -> int | None:
     """Bytes of real storage a process keeps, shared pages in proportion (proc(5), smaps_rollup); None if it is gone."""
     if not pid:
         return None
-    try:
-        with open(f"/proc/{pid}/smaps_rollup", "rb") as rollup:
-            for line in rollup:
-                if line.startswith(b"Pss:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):
+        if pss := _rollup(pid).get("Pss"):
+            return pss
     try:
         with open(f"/proc/{pid}/statm", "rb") as statm:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -3,14 +3,11 @@
 import contextlib
 import socket
 import struct
-from typing import Final
 
 import trio
 
 from retinue.pipes import Path
-
-# Bytes per read: a chunk of a path's stream is at most 60 KiB, so a larger read would leave a crumb behind.
-READ_SIZE: Final = 60 * 1024
+from retinue.svm.relay import READ_SIZE
 
 
 class Relay:
