@@ -1,32 +1,40 @@
 """How long to wait before a dead machine is started again."""
 
 import random
-from typing import Final
 
-# The first restart comes at once: most deaths are single ones. Then the pause doubles, so that a machine that cannot
-# live costs little, up to the bound that the topology sets.
-FIRST: Final = 0.1
-# A machine that was ready for this long starts with a clean slate.
-HEALTHY: Final = 60.0
+from retinue.cp.directory import Pause
 
 
 class Backoff:
-    """The pauses of one machine, in seconds, with jitter so that machines that died together do not start together.
+    """The pauses of one machine, in seconds, as its :class:`~retinue.cp.directory.Pause` says.
 
-    ``longest`` is the longest of them, in seconds; with 0 there are none.
+    ``pause`` may be the longest of them alone. ``deaths`` is how many there were since the last healthy time, which a
+    control program tells its successor.
     """
 
-    def __init__(self, longest: float, rng: random.Random | None = None) -> None:
-        self._longest = longest
+    def __init__(self, pause: Pause | float, rng: random.Random | None = None, *, deaths: int = 0) -> None:
+        self._pause = pause if isinstance(pause, Pause) else Pause(longest=pause)
         self._random = rng or random.Random()
-        self._deaths = 0
+        self.deaths = deaths
+
+    def change(self, pause: Pause) -> None:
+        """Go on with other figures."""
+        self._pause = pause
 
     def pause(self, ready_for: float) -> float:
         """The pause after a death. ``ready_for`` is for how many seconds the machine had been ready."""
-        if ready_for >= HEALTHY:
-            self._deaths = 0
-        self._deaths += 1
-        if self._deaths == 1:
+        if ready_for >= self._pause.reset:
+            self.deaths = 0
+        self.deaths += 1
+        if self.deaths == 1:
+            # Most deaths are single ones.
             return 0.0
-        longest = min(FIRST * 2.0 ** min(self._deaths - 2, 32), self._longest)
-        return longest * self._random.uniform(0.5, 1.0)
+        return self._longest() * self._random.uniform(1.0 - self._pause.jitter, 1.0)
+
+    def _longest(self) -> float:
+        """The pause after this death if chance takes nothing away."""
+        first, factor, longest = self._pause.first, self._pause.factor, self._pause.longest
+        try:
+            return min(first * factor ** (self.deaths - 2), longest)
+        except OverflowError:
+            return longest

@@ -5,11 +5,14 @@ from retinue.cp.directory.commands import executable as executable
 from retinue.cp.directory.errors import DirectoryError as DirectoryError
 from retinue.cp.directory.errors import DirectoryErrors as DirectoryErrors
 from retinue.cp.directory.load import load as load
+from retinue.cp.directory.model import Budget as Budget
 from retinue.cp.directory.model import Directory as Directory
 from retinue.cp.directory.model import Disk as Disk
 from retinue.cp.directory.model import Edge as Edge
+from retinue.cp.directory.model import Group as Group
 from retinue.cp.directory.model import LinkedDisk as LinkedDisk
 from retinue.cp.directory.model import MachineEntry as MachineEntry
+from retinue.cp.directory.model import Pause as Pause
 from retinue.cp.directory.model import Secret as Secret
 from retinue.cp.directory.model import SocketEntry as SocketEntry
 from retinue.cp.directory.model import System as System

@@ -10,10 +10,9 @@ from typing import Any, Final, cast, get_args
 from retinue.cp.directory.commands import read_command, read_sockets
 from retinue.cp.directory.disks import read_disks, read_links
 from retinue.cp.directory.edges import read_edges
+from retinue.cp.directory.lives import LIFE_KEYS, read_life
 from retinue.cp.directory.model import (
     CPU_MAXIMUM,
-    PAUSE_DEFAULT,
-    PAUSE_MAXIMUM,
     SHARE_DEFAULT,
     SHARE_MAXIMUM,
     STORAGE_DEFAULT,
@@ -23,20 +22,20 @@ from retinue.cp.directory.model import (
     THREADS_MAXIMUM,
     Kind,
     MachineEntry,
-    Restart,
     SealLevel,
     System,
 )
 from retinue.cp.directory.names import check_name, is_module, read_word
 from retinue.cp.directory.positions import KeyPath
-from retinue.cp.directory.quantities import as_size, read_duration, read_percent, read_size
+from retinue.cp.directory.quantities import as_size, read_number, read_percent, read_size
 from retinue.cp.directory.secrets import read_secrets
 from retinue.cp.directory.table import Table, described, listed, quoted, shown
 
 #: The keys that the tables may have, in the order in which the reference page explains them.
-SYSTEM_KEYS: Final = ("name", "syslog", "preload", "secret", "seal")
+SYSTEM_KEYS: Final = ("name", "syslog", "preload", "secret", "seal", "storage")
 MACHINE_KEYS: Final = (
-    *("program", "asgi", "wsgi", "threads", "exec", "network", "storage", "share", "cpu", "restart", "pause"),
+    *("program", "asgi", "wsgi", "threads", "exec", "network", "storage", "share", "cpu"),
+    *LIFE_KEYS,
     *("uses", "sockets", "disks", "links", "secrets", "config"),
 )
 
@@ -67,7 +66,8 @@ def read_system(root: Table) -> System:
             table.mistakes.add((*table.path, "preload", index), table.path, message)
     syslog = table.value("syslog", str, 'the name of a machine such as "SYSLOG"')
     seal = cast(SealLevel, read_word(table, "seal", get_args(SealLevel)) or "strong")
-    return System(name or "", syslog, tuple(preload), _secret(table), seal)
+    storage = _storage(table) if "storage" in table.values else None
+    return System(name or "", syslog, tuple(preload), _secret(table), seal, storage)
 
 
 def _secret(table: Table) -> tuple[str, ...]:
@@ -110,22 +110,20 @@ def _machine(name: str, table: Table) -> MachineEntry:
         kind=kind,
         program=program,
         network=table.value("network", bool, "true or false") or False,
-        storage=_storage(table),
-        restart=cast(Restart, read_word(table, "restart", get_args(Restart)) or "always"),
-        pause=_pause(table),
+        storage=_storage(table) or STORAGE_DEFAULT,
         uses=read_edges(name, table),
         disks=read_disks(name, table),
         config=_config(table),
         command=command,
         sockets=read_sockets(table),
-        threads=_number(table, "threads", THREADS_MAXIMUM, THREADS_DEFAULT),
+        threads=read_number(table, "threads", 1, THREADS_MAXIMUM) or THREADS_DEFAULT,
         links=read_links(name, table),
-        share=_number(table, "share", SHARE_MAXIMUM, SHARE_DEFAULT),
+        share=read_number(table, "share", 1, SHARE_MAXIMUM) or SHARE_DEFAULT,
         cpu=(read_percent(table, "cpu", CPU_MAXIMUM) or 0) / 100,
         secrets=read_secrets(table),
     )
     _check_kind(table, machine)
-    return machine
+    return read_life(table, machine)
 
 
 def _program(table: Table) -> tuple[Kind, str, tuple[str, ...]]:
@@ -192,27 +190,10 @@ def _check_kind(table: Table, machine: MachineEntry) -> None:
             table.wrong("network", "a native program cannot have the network", hint)
 
 
-def _number(table: Table, key: str, maximum: int, default: int) -> int:
-    expected = f"a number from 1 to {maximum}"
-    value = table.value(key, int, expected)
-    if value is not None and not 1 <= value <= maximum:
-        table.wrong(key, f"{key} is {described(value)}, expected {expected}")
-        return default
-    return default if value is None else value
-
-
-def _pause(table: Table) -> float:
-    pause = read_duration(table, "pause")
-    if pause is not None and pause > PAUSE_MAXIMUM:
-        message = f'pause is "{table.values["pause"]}", and the longest is "1h"'
-        table.wrong("pause", message, 'to give up instead: restart = "never"')
-    return PAUSE_DEFAULT if pause is None else pause
-
-
-def _storage(table: Table) -> int:
+def _storage(table: Table) -> int | None:
     storage = read_size(table, "storage")
     if storage is None:
-        return STORAGE_DEFAULT
+        return None
     value = table.values["storage"]
     if storage < STORAGE_MINIMUM:
         least = as_size(STORAGE_MINIMUM)

@@ -7,7 +7,9 @@ what is drawn is not trusted to have been loaded.
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from retinue.cp.directory.model import STAR_SERVICES, Directory, Edge, LinkedDisk, MachineEntry
+from attrs import asdict
+
+from retinue.cp.directory.model import STAR_SERVICES, Budget, Directory, Edge, LinkedDisk, MachineEntry
 from retinue.cp.directory.order import start_order
 
 
@@ -92,8 +94,8 @@ def dot(directory: Directory) -> str:
 def as_json(directory: Directory) -> dict[str, Any]:
     """The same as plain values for ``json.dumps``: the system, its machines, its edges and the start order.
 
-    ``storage`` and ``size`` are in bytes, ``pause`` is in seconds, ``cpu`` in processors. ``config`` is left out: it
-    belongs to the program. Of a secret there is only its name.
+    ``storage`` and ``size`` are in bytes, times in seconds, ``cpu`` in processors. What is off, or without a bound,
+    is None. ``config`` is left out: it belongs to the program. Of a secret there is only its name.
     """
     return {
         "system": directory.system.name,
@@ -101,6 +103,7 @@ def as_json(directory: Directory) -> dict[str, Any]:
         "syslog": directory.system.syslog,
         "secret": list(directory.system.secret),
         "seal": directory.system.seal,
+        "storage": directory.system.storage,
         "machines": [
             {
                 "name": machine.name,
@@ -114,6 +117,15 @@ def as_json(directory: Directory) -> dict[str, Any]:
                 "cpu": machine.cpu or None,
                 "restart": machine.restart,
                 "pause": machine.pause,
+                "backoff": asdict(machine.backoff),
+                "restarts": _budget(machine.restarts),
+                "essential": machine.essential,
+                "instances": machine.instances,
+                "start": machine.start,
+                "idle": machine.idle if machine.start == "on-demand" else None,
+                "watchdog": machine.watchdog or None,
+                "grace": machine.grace,
+                "replace": machine.replace,
                 "sockets": {socket.name: socket.side for socket in machine.sockets},
                 "disks": [
                     {
@@ -146,8 +158,21 @@ def as_json(directory: Directory) -> dict[str, Any]:
             for machine in directory.machines
             for link in machine.links
         ],
+        "groups": [
+            {
+                "name": group.name,
+                "members": list(group.members),
+                "strategy": group.strategy,
+                "restarts": _budget(group.restarts),
+            }
+            for group in directory.groups
+        ],
         "start_order": [[machine.name for machine in wave] for wave in start_order(directory)],
     }
+
+
+def _budget(budget: Budget | None) -> dict[str, float] | None:
+    return None if budget is None else asdict(budget)
 
 
 def _roots(directory: Directory, drawn: set[str]) -> Iterator[MachineEntry]:
@@ -203,6 +228,10 @@ def _marks(directory: Directory, machine: MachineEntry | None) -> Iterator[str]:
         yield "network"
     if machine is not None and machine.name == directory.system.syslog:
         yield "syslog"
+    if machine is not None and machine.instances > 1:
+        yield f"{machine.instances} instances"
+    if machine is not None and machine.start != "up":
+        yield machine.start
 
 
 def _plain(word: str) -> str:

@@ -4,10 +4,13 @@ import os
 import pathlib
 import re
 import tomllib
+from collections.abc import Mapping
+from typing import Any
 
-from retinue.cp.directory import disks, rules, secrets
+from retinue.cp.directory import disks, lives, rules, secrets
 from retinue.cp.directory.entries import read_machines, read_system
 from retinue.cp.directory.errors import DirectoryError, DirectoryErrors
+from retinue.cp.directory.groups import check_groups, read_groups
 from retinue.cp.directory.model import Directory
 from retinue.cp.directory.positions import DEPTH_LIMIT, scan
 from retinue.cp.directory.table import Mistakes, Table, did_you_mean
@@ -16,14 +19,23 @@ from retinue.cp.directory.table import Mistakes, Table, did_you_mean
 FILE_LIMIT = 1024**2
 
 
-def load(path: str | os.PathLike[str]) -> Directory:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    text: str | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Directory:
     """Read and completely validate a topology file.
 
-    Programs are looked for and their source is read, but nothing is imported or run. Raises DirectoryErrors with
-    every mistake in the file, also if there is just one or the file cannot be read at all.
+    Programs are looked for and their source is read, but nothing is imported or run. With ``text``, what the file had
+    in it when it was read before, no file is looked at. ``settings`` take the place of what it says: by machine, then
+    by key. Raises DirectoryErrors with every mistake in the file, also if there is just one or the file cannot be read
+    at all.
     """
     file = os.fspath(path)
-    text = _read(file)
+    known = text is not None
+    if text is None:
+        text = _read(file)
     try:
         document = tomllib.loads(text)
         positions = scan(text)
@@ -34,24 +46,30 @@ def load(path: str | os.PathLike[str]) -> Directory:
         raise _unreadable(file, "there is a number with too many digits in it") from None
     except RecursionError:
         raise _unreadable(file, f"its tables and arrays are nested more than {DEPTH_LIMIT} deep") from None
+    for name, values in (settings or {}).items():
+        document["machines"][name].update(values)
     # The folder is the one the file is named in, even if the file there is a link to another place.
     whole = pathlib.Path(os.path.realpath(os.path.dirname(file) or "."), os.path.basename(file))
     mistakes = Mistakes(file, positions)
-    root = Table(mistakes, (), document, ("system", "machines"))
+    root = Table(mistakes, (), document, ("system", "machines", "groups"))
     system = read_system(root)
     machines = read_machines(root)
+    groups = read_groups(root)
     rules.check_targets(mistakes, machines)
     rules.check_syslog(mistakes, system, machines)
     rules.check_restarts(mistakes, machines)
+    lives.check_lives(mistakes, system, machines)
+    check_groups(mistakes, groups, machines)
     rules.check_network(mistakes, machines)
     rules.check_commands(mistakes, machines)
     disks.check_links(mistakes, machines)
     rules.check_order(mistakes, system, machines)
-    rules.check_programs(mistakes, system, machines, whole.parent)
-    secrets.check_files(mistakes, machines, whole.parent)
+    if not known:
+        rules.check_programs(mistakes, system, machines, whole.parent)
+        secrets.check_files(mistakes, machines, whole.parent)
     if mistakes.found:
         raise DirectoryErrors(mistakes.found)
-    return Directory(whole, system, tuple(machines), positions)
+    return Directory(whole, system, tuple(machines), positions, groups, text)
 
 
 def _read(file: str) -> str:

@@ -6,7 +6,7 @@ The z/VM word for the file that lists all virtual machines of a system, with wha
 import pathlib
 from typing import Any, Literal
 
-from attrs import field, frozen
+from attrs import Factory, evolve, field, frozen
 
 from retinue.cp.directory.positions import Positions
 
@@ -17,6 +17,9 @@ Overflow = Literal["block", "drop-oldest", "drop-newest", "sever"]
 SealLevel = Literal["full", "strong", "basic"]
 Mode = Literal["ro", "rw"]
 Side = Literal["listen", "connect"]
+Start = Literal["up", "on-demand"]
+Replace = Literal["overlap", "stop-first"]
+Strategy = Literal["one_for_one", "one_for_all", "rest_for_one"]
 
 #: The services that the control program itself answers for. A machine reaches them by an edge, like any other.
 STAR_SERVICES = ("*CP", "*LOG")
@@ -36,6 +39,34 @@ LIMIT_MAXIMUM = 65_535
 PAUSE_DEFAULT = 10.0
 #: One that waits longer than this has not been restarted but given up.
 PAUSE_MAXIMUM = 3600.0
+#: Seconds. The pause after the second death, which the next ones multiply: what costs little, whatever the start does.
+PAUSE_FIRST = 0.1
+PAUSE_FIRST_MINIMUM = 0.001
+PAUSE_FACTOR = 2.0
+#: With more the second pause is the longest already.
+PAUSE_FACTOR_MAXIMUM = 100.0
+#: The part of a pause that chance may take away: enough that machines which died together start one after another.
+PAUSE_JITTER = 0.2
+#: Seconds. A machine that was ready for this long starts with a clean slate.
+PAUSE_RESET = 60.0
+
+#: Restarts of a budget: each is remembered for as long as it counts.
+BUDGET_MOST = 1000
+#: Seconds. No window of a budget, idle time or healthy time is longer than a day, or shorter than the other.
+DAY = 86_400.0
+SECOND = 1.0
+
+#: Machines behind one name: each is a process, and each user may hold a path to each.
+INSTANCES_MAXIMUM = 64
+
+#: Seconds without anything to do after which an on-demand machine is stopped.
+IDLE_DEFAULT = 60.0
+#: Seconds without progress after which a machine is hung; longer than any honest wait for the interpreter.
+WATCHDOG_DEFAULT = 60.0
+WATCHDOG_MAXIMUM = 3600.0
+#: Seconds that a machine may take to finish what it has begun.
+GRACE_DEFAULT = 10.0
+GRACE_MAXIMUM = 3600.0
 
 STORAGE_DEFAULT = 128 * 1024**2
 #: An interpreter with trio and a small program needs some 20 MiB before it does any work.
@@ -131,15 +162,70 @@ class Secret:
 
 
 @frozen
+class Budget:
+    """At most this many restarts within so many seconds, whichever seconds one takes."""
+
+    most: int
+    within: float
+
+
+#: What a group has that says nothing: the figures that users of OTP write most.
+GROUP_BUDGET = Budget(3, 10.0)
+
+
+@frozen
+class Pause:
+    """The pauses before the restarts of a machine that keeps dying, in seconds.
+
+    The first restart comes at once, the second after ``first``, each further one after ``factor`` times as long, up to
+    ``longest``; with a ``longest`` of 0 there are no pauses. Chance shortens each by the part ``jitter`` at most. A
+    machine that was ready for ``reset`` begins anew.
+    """
+
+    first: float = PAUSE_FIRST
+    factor: float = PAUSE_FACTOR
+    longest: float = PAUSE_DEFAULT
+    jitter: float = PAUSE_JITTER
+    reset: float = PAUSE_RESET
+
+
+@frozen
+class Group:
+    """Machines that belong together when one of them fails.
+
+    ``members`` are names of machines and of other groups, in the order that ``rest_for_one`` goes by. A group that
+    would need more restarts than ``restarts`` fails as a whole.
+    """
+
+    name: str
+    members: tuple[str, ...]
+    strategy: Strategy = "one_for_one"
+    restarts: Budget = GROUP_BUDGET
+
+
+def _replacement(machine: "MachineEntry") -> Replace:
+    """How a machine that does not say it is replaced: two cannot hold one network, or write to one disk unasked."""
+    writes = any(not disk.temporary for disk in machine.disks) or any(link.mode == "rw" for link in machine.links)
+    return "stop-first" if machine.network or writes else "overlap"
+
+
+@frozen
 class MachineEntry:
     """One machine as the topology file declares it.
 
     ``program`` is a dotted module name, or ``module:attribute`` for the kinds ``asgi`` and ``wsgi``, or the first word
     of ``command`` for the kind ``exec``, whose other words are explained in :mod:`retinue.cp.directory.commands`.
-    ``storage`` is in bytes. ``pause`` is the longest pause before a restart, in seconds; 0 means none at all.
+    ``storage`` is in bytes.
     ``share`` is the machine's share of the processors relative to others, ``cpu`` how many of them it may use at most
     (0.3 is 30 percent of one; 0 means all). ``threads`` is how many requests a ``wsgi`` application handles at a time.
     ``config`` holds plain TOML values (str, int of 64 bits, float, bool, list, dict) and belongs to the program.
+
+    When an ``essential`` machine is broken, the system ends. One that does not ``start`` with the system starts when
+    it is used, and stops when it had nothing to do for ``idle`` seconds. ``watchdog`` is how many seconds it may make
+    no progress (0: as many as it likes), ``grace`` how many it has to finish what it has begun. ``restarts`` is the
+    budget of its own restarts, None for no bound. ``replace`` says whether its successor starts beside it.
+
+    One machine of several behind a name, as :meth:`Directory.expanded` makes them, has that name as ``base``.
     """
 
     name: str
@@ -148,7 +234,7 @@ class MachineEntry:
     network: bool = False
     storage: int = STORAGE_DEFAULT
     restart: Restart = "always"
-    pause: float = PAUSE_DEFAULT
+    backoff: Pause = Pause()
     uses: tuple[Edge, ...] = ()
     disks: tuple[Disk, ...] = ()
     config: dict[str, Any] = field(factory=dict, hash=False)
@@ -159,6 +245,25 @@ class MachineEntry:
     share: int = SHARE_DEFAULT
     cpu: float = 0.0
     secrets: tuple[Secret, ...] = ()
+    essential: bool = False
+    instances: int = 1
+    start: Start = "up"
+    idle: float = IDLE_DEFAULT
+    watchdog: float = WATCHDOG_DEFAULT
+    grace: float = GRACE_DEFAULT
+    restarts: Budget | None = None
+    replace: Replace = Factory(_replacement, takes_self=True)
+    base: str = ""
+
+    @property
+    def pause(self) -> float:
+        """The longest pause before a restart, in seconds; 0 means none at all."""
+        return self.backoff.longest
+
+    @property
+    def declared(self) -> str:
+        """The name under which the machine stands in the file."""
+        return self.base or self.name
 
     @property
     def module(self) -> str:
@@ -177,7 +282,8 @@ class System:
 
     ``syslog`` is the name of the machine that keeps the records of ``*LOG``, if there is one. ``preload`` are modules
     that are imported once, before any machine starts, and shared by all machines. ``secret`` are the keys whose values
-    a tap does not show. ``seal`` is the least that is accepted.
+    a tap does not show. ``seal`` is the least that is accepted. ``storage`` is the real storage in bytes that all
+    machines together may keep, None for no bound.
     """
 
     name: str
@@ -185,6 +291,7 @@ class System:
     preload: tuple[str, ...] = ()
     secret: tuple[str, ...] = ()
     seal: SealLevel = "strong"
+    storage: int | None = None
 
 
 @frozen
@@ -195,6 +302,8 @@ class Directory:
     system: System
     machines: tuple[MachineEntry, ...]
     positions: Positions = field(factory=Positions, repr=False, eq=False)
+    groups: tuple[Group, ...] = ()
+    text: str = field(default="", repr=False, eq=False)
 
     @property
     def folder(self) -> pathlib.Path:
@@ -208,9 +317,35 @@ class Directory:
                 return machine
         raise KeyError(name)
 
+    def instances(self, name: str) -> tuple[str, ...]:
+        """The names of the machines that an edge to ``name`` leads to. Raises KeyError if there is none."""
+        found = [of for machine in self.machines if machine.declared == name for of in instance_names(machine)]
+        if not found:
+            raise KeyError(name)
+        return tuple(found)
+
+    def expanded(self) -> "Directory":
+        """The same with an entry for each of the machines that share a name: ``SHOP@1``, ``SHOP@2``.
+
+        Edges and groups go on naming ``SHOP``. An expanded directory is its own expansion.
+        """
+        entries = tuple(
+            machine if name == machine.name else evolve(machine, name=name, base=machine.name)
+            for machine in self.machines
+            for name in instance_names(machine)
+        )
+        return evolve(self, machines=entries)
+
     def line(self, *keys: str | int) -> int:
         """The line of a key path such as ``("machines", "SHOP", "storage")``, counted from 1.
 
         A key that is not in the file has the line of its nearest parent that is.
         """
         return self.positions.line(*keys)
+
+
+def instance_names(machine: MachineEntry) -> tuple[str, ...]:
+    """The names under which the machine runs: its own, or one for each of its instances."""
+    if machine.base or machine.instances == 1:
+        return (machine.name,)
+    return tuple(f"{machine.name}@{number}" for number in range(1, machine.instances + 1))

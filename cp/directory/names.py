@@ -2,6 +2,7 @@
 
 import keyword
 import re
+from collections.abc import Collection
 from typing import Final
 
 from retinue.cp.directory.model import LOCAL_NAME_LIMIT, NAME_LIMIT
@@ -20,7 +21,16 @@ def check_name(table: Table, key: str, name: str, what: str) -> None:
     if not _NAME.fullmatch(name):
         upper = name.upper()
         hint = f"did you mean {quoted(upper)}?" if _NAME.fullmatch(upper) else ""
+        base, at, _ = name.partition("@")
+        if at and _NAME.fullmatch(base):
+            hint = f"instances = 2 under {base} makes {base}@1 and {base}@2"
         table.wrong(key, f"{quoted(name)} is no name of {what}: it has {_NAME_RULE}", hint)
+
+
+def instance_of(name: str, names: Collection[str]) -> str:
+    """The one of ``names`` of which ``name`` would be an instance, as ``SHOP@1`` would be of ``SHOP``; or nothing."""
+    base, at, _ = name.partition("@")
+    return base if at and base in names else ""
 
 
 def check_local_name(table: Table, name: str, what: str) -> None:

@@ -1,11 +1,11 @@
 """The start order: it is the graph of the edges, servers first, and nobody writes it down.
 
-A machine starts when every machine that it uses is ready. Lazy edges and edges to star services make no order. The
-machine that keeps the records of ``*LOG`` starts before all others, so that their first records find it. The stop
-order is the reverse.
+A machine starts when every machine that it uses is ready. Lazy edges make no order, and neither do edges to star
+services and to machines that start on demand. The machine that keeps the records of ``*LOG`` starts before all others,
+so that their first records find it. The stop order is the reverse.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from attrs import frozen
 
@@ -29,24 +29,35 @@ def start_order(directory: Directory) -> list[list[MachineEntry]]:
     Raises ValueError if the edges have a cycle, which a directory that was loaded cannot have.
     """
     syslog = directory.system.syslog
+    machines = {machine.name: machine for machine in directory.machines}
+    demanded = on_demand(directory.machines)
     waves = [[machine] for machine in directory.machines if machine.name == syslog]
     waiting = {
-        machine.name: {step.to for step in _steps(machine.name, machine.uses)} - {syslog}
+        machine.name: {step.to for step in _steps(machine.name, machine.uses, demanded)}
         for machine in directory.machines
         if machine.name != syslog
     }
     while waiting:
-        wave = [name for name, servers in waiting.items() if not servers & waiting.keys()]
+        # Who uses a machine with instances waits for all of them.
+        declared = {machines[name].declared for name in waiting}
+        wave = [name for name, servers in waiting.items() if not servers & declared]
         if not wave:
             raise ValueError(f"the start order has a cycle among {', '.join(waiting)}")
         for name in wave:
             del waiting[name]
-        waves.append([directory.machine(name) for name in wave])
+        waves.append([machines[name] for name in wave])
     return waves
 
 
-def cycles(uses: Mapping[str, Sequence[Edge]]) -> list[list[Step]]:
+def on_demand(machines: Sequence[MachineEntry]) -> frozenset[str]:
+    """The names of those that start on demand, and for which therefore nobody waits."""
+    return frozenset(machine.declared for machine in machines if machine.start == "on-demand")
+
+
+def cycles(uses: Mapping[str, Sequence[Edge]], demanded: Collection[str] = ()) -> list[list[Step]]:
     """The cycles that the ordering edges of these machines make: each is a list of steps back to its first machine.
+
+    ``demanded`` are the machines that start on demand.
 
     Not every cycle of the graph is listed, of which there may be very many, but enough of them: no cycle is left once
     the last step of each is lazy. Edges to machines that are not among the keys are ignored.
@@ -59,7 +70,7 @@ def cycles(uses: Mapping[str, Sequence[Edge]]) -> list[list[Step]]:
         # Depth first without recursion: the trail is the way from the start to the machine that is looked at.
         trail: list[Step] = []
         entered = {start: 0}
-        pending = [iter(_steps(start, uses[start]))]
+        pending = [iter(_steps(start, uses[start], demanded))]
         while pending:
             step = next(pending[-1], None)
             if step is None:
@@ -72,14 +83,14 @@ def cycles(uses: Mapping[str, Sequence[Edge]]) -> list[list[Step]]:
             elif step.to in uses and step.to not in done:
                 trail.append(step)
                 entered[step.to] = len(trail)
-                pending.append(iter(_steps(step.to, uses[step.to])))
+                pending.append(iter(_steps(step.to, uses[step.to], demanded)))
     return found
 
 
-def _steps(machine: str, uses: Sequence[Edge]) -> list[Step]:
+def _steps(machine: str, uses: Sequence[Edge], demanded: Collection[str]) -> list[Step]:
     """The machines that ``machine`` waits for, each once."""
     by_target: dict[str, list[Edge]] = {}
     for edge in uses:
-        if not edge.star and not edge.lazy:
+        if not edge.star and not edge.lazy and edge.to not in demanded:
             by_target.setdefault(edge.to, []).append(edge)
     return [Step(machine, to, tuple(edges)) for to, edges in by_target.items()]

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from retinue.cp.directory import commands, programs
 from retinue.cp.directory.model import STAR_SERVICES, MachineEntry, System
-from retinue.cp.directory.order import cycles
+from retinue.cp.directory.names import instance_of
+from retinue.cp.directory.order import cycles, on_demand
 from retinue.cp.directory.positions import KeyPath
 from retinue.cp.directory.table import Mistakes, did_you_mean, listed, quoted
 
@@ -20,7 +21,10 @@ def check_targets(mistakes: Mistakes, machines: Sequence[MachineEntry]) -> None:
         for edge in machine.uses:
             if edge.to in names or edge.to in STAR_SERVICES:
                 continue
-            if edge.star:
+            if base := instance_of(edge.to, names):
+                message = f"{quoted(edge.to)} is one instance, and an edge leads to all of them"
+                hint = f"did you mean {quoted(base)}?"
+            elif edge.star:
                 message = f"there is no star service {quoted(edge.to)}"
                 hint = did_you_mean(edge.to, STAR_SERVICES)
             else:
@@ -33,12 +37,13 @@ def check_targets(mistakes: Mistakes, machines: Sequence[MachineEntry]) -> None:
 def check_syslog(mistakes: Mistakes, system: System, machines: Sequence[MachineEntry]) -> None:
     """The syslog machine exists, and it waits for no other since it starts first."""
     names = [machine.name for machine in machines]
+    demanded = on_demand(machines)
     if system.syslog is not None and names and system.syslog not in names:
         message = f"syslog: there is no machine {quoted(system.syslog)}"
         mistakes.add(("system", "syslog"), ("system",), message, did_you_mean(system.syslog, names))
     for machine in machines:
         for edge in machine.uses if machine.name == system.syslog else ():
-            if edge.to in names and not edge.lazy:
+            if edge.to in names and edge.to not in demanded and not edge.lazy:
                 path: KeyPath = ("machines", machine.name, "uses", edge.name)
                 message = f"{edge.name}: the syslog machine starts before all others and cannot wait for {edge.to}"
                 hint = f'write uses.{edge.name} = {{ to = "{edge.to}", lazy = true }}'
@@ -46,14 +51,30 @@ def check_syslog(mistakes: Mistakes, system: System, machines: Sequence[MachineE
 
 
 def check_restarts(mistakes: Mistakes, machines: Sequence[MachineEntry]) -> None:
-    """A machine that is restarted with its target may be restarted at all."""
+    """A machine that is restarted with its target may be restarted at all, and it is plain when it is."""
+    by_name = {machine.name: machine for machine in machines}
     for machine in machines:
-        for edge in machine.uses if machine.restart == "never" else ():
-            if edge.on_restart == "restart" and not edge.star:
-                path: KeyPath = ("machines", machine.name, "uses", edge.name, "on_restart")
-                place = mistakes.place("machines", machine.name, "restart")
-                message = f'on_restart is "restart", and {machine.name} is never started again ({place})'
-                mistakes.add(path, path[:4], message, 'write restart = "on-failure" there')
+        for edge in machine.uses:
+            if edge.on_restart != "restart" or edge.star:
+                continue
+            path: KeyPath = ("machines", machine.name, "uses", edge.name, "on_restart")
+            if problem := _not_restarted(mistakes, machine, by_name.get(edge.to)):
+                mistakes.add(path, path[:4], f'on_restart is "restart", {problem[0]}', problem[1])
+
+
+def _not_restarted(mistakes: Mistakes, machine: MachineEntry, target: MachineEntry | None) -> tuple[str, str] | None:
+    """Why a machine cannot be restarted with its target, and what would cure it."""
+    if machine.restart == "never":
+        place = mistakes.place("machines", machine.name, "restart")
+        return f"and {machine.name} is never started again ({place})", 'write restart = "on-failure" there'
+    if target is not None and target.start == "on-demand":
+        place = mistakes.place("machines", target.name, "start")
+        order = f"which starts the machine after its target, and {target.name} starts on demand ({place})"
+        return order, 'write "keep" or "reconnect"'
+    if target is not None and target.instances > 1:
+        place = mistakes.place("machines", target.name, "instances")
+        return f"and {target.name} has instances ({place}), of which one can die alone", 'write "keep" or "reconnect"'
+    return None
 
 
 def check_network(mistakes: Mistakes, machines: Sequence[MachineEntry]) -> None:
@@ -93,7 +114,7 @@ def check_order(mistakes: Mistakes, system: System, machines: Sequence[MachineEn
     """The start order has no cycle."""
     # What the syslog machine waits for is a mistake of its own, and no cycle goes through it once that is cured.
     uses = {machine.name: machine.uses for machine in machines if machine.name != system.syslog}
-    for cycle in cycles(uses):
+    for cycle in cycles(uses, on_demand(machines)):
         steps = []
         for step in cycle:
             places = [

@@ -105,14 +105,19 @@ def read_values(directory: Directory, variables: Mapping[str, bytes], file: str)
     """
     mistakes = Mistakes(file, directory.positions)
     values: dict[str, dict[str, bytes]] = {machine.name: {} for machine in directory.machines}
+    first: dict[str, str] = {}
     for machine in directory.machines:
+        if (sibling := first.setdefault(machine.declared, machine.name)) != machine.name:
+            # Instances are told the same, and their mistake is one.
+            values[machine.name] = dict(values[sibling])
+            continue
         for secret in machine.secrets:
             if secret.file is not None:
                 key, value = "file", read_file(secret.file, directory.folder)
             else:
                 key, value = "variable", _read_variable(secret.variable or "", variables)
             if isinstance(value, Problem):
-                path: KeyPath = ("machines", machine.name, "secrets", secret.name, key)
+                path: KeyPath = ("machines", machine.declared, "secrets", secret.name, key)
                 mistakes.add(path, path[:-2], f"{secret.name}: {value.message}", value.hint)
             else:
                 values[machine.name][secret.name] = value

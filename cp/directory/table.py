@@ -4,6 +4,7 @@ The rules of the topology are in :mod:`retinue.cp.directory.load`; here is what 
 types, the place and the wording of a mistake.
 """
 
+import datetime
 import difflib
 import json
 import re
@@ -53,6 +54,11 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
+def dotted(path: KeyPath) -> str:
+    """A key path as one would write it in the file."""
+    return ".".join(key if _BARE.fullmatch(key) else json.dumps(key) for key in map(str, path))
+
+
 def described(value: object) -> str:
     """A TOML value in words: ``the integer 64``, ``the string "yes"``, ``a table``."""
     match value:
@@ -69,8 +75,11 @@ def described(value: object) -> str:
             return "a table"
         case list():
             return "an array"
-        case _:
+        case datetime.date() | datetime.time():
             return "a date or time"
+        case _:
+            # A setting that came from elsewhere.
+            return "no value that a file can have"
 
 
 def shown(value: str) -> str:
@@ -92,8 +101,7 @@ class Mistakes:
 
     def add(self, path: KeyPath, table: KeyPath, message: str, hint: str = "") -> None:
         """Note a mistake in ``table`` that is to be shown at the line of ``path``."""
-        name = ".".join(key if _BARE.fullmatch(key) else json.dumps(key) for key in map(str, table))
-        self.found.append(DirectoryError(self.file, self.positions.line(*path), name, message, hint))
+        self.found.append(DirectoryError(self.file, self.positions.line(*path), dotted(table), message, hint))
 
     def place(self, *path: str | int) -> str:
         """``file:line`` of a key path, for a mistake that has to name a second place."""

@@ -2,17 +2,21 @@
 
 import os
 import pathlib
+from typing import Any
 
 import attrs
 import pytest
 
 from retinue.cp.directory import (
+    Budget,
     Directory,
     DirectoryErrors,
     Disk,
     Edge,
+    Group,
     LinkedDisk,
     MachineEntry,
+    Pause,
     Secret,
     SocketEntry,
     System,
@@ -48,6 +52,7 @@ def test_load_returns_what_the_file_says() -> None:
             preload=("sqlite3", "email.message", "math"),
             secret=("password", "card number"),
             seal="full",
+            storage=4 * 1024**3,
         ),
         machines=(
             MachineEntry("DOOR", "program", "desk", network=True, uses=(Edge("window", "WINDOW"),)),
@@ -57,7 +62,11 @@ def test_load_returns_what_the_file_says() -> None:
                 "window:application",
                 storage=1024**3,
                 restart="on-failure",
-                pause=0.5,
+                backoff=Pause(longest=0.5),
+                restarts=Budget(5, 120.0),
+                essential=True,
+                instances=3,
+                grace=0.0,
                 uses=(
                     Edge("desk", "DESK", 65_535, on_restart="restart", overflow="drop-oldest"),
                     Edge("log", "*LOG"),
@@ -89,6 +98,10 @@ def test_load_returns_what_the_file_says() -> None:
                 "window:application",
                 threads=2,
                 cpu=1.5,
+                start="on-demand",
+                idle=300.0,
+                watchdog=0.0,
+                backoff=Pause(first=0.05, factor=1.5, longest=60.0, jitter=1.0, reset=7200.0),
                 links=(LinkedDisk("books", "DESK", "ledger"),),
                 disks=(Disk("scratch", 16 * 1024**2, temporary=True),),
             ),
@@ -105,13 +118,19 @@ def test_load_returns_what_the_file_says() -> None:
                 disks=(Disk("gold", 1024**3),),
                 links=(LinkedDisk("ledger", "DESK", "ledger", "rw"),),
                 secrets=(Secret("code", file="key.txt"),),
+                replace="overlap",
+                watchdog=120.0,
             ),
             MachineEntry("RECORDS", "program", "desk", disks=(Disk("a"),)),
         ),
+        groups=(
+            Group("FRONT", ("WINDOW", "BACK"), "rest_for_one", Budget(0, 3600.0)),
+            Group("BACK", ("VAULT", "AUDIT"), "one_for_one", Budget(3, 10.0)),
+        ),
     )
     assert directory == expected
-    assert directory.line("machines", "DESK", "storage") == 31
-    assert directory.line("machines", "DESK", "network") == 29
+    assert directory.line("machines", "DESK", "storage") == 36
+    assert directory.line("machines", "DESK", "network") == 34
     assert directory.machine("RECORDS").disks == (Disk("a"),)
     assert executable(directory, directory.machine("VAULT")) == str(GOOD.resolve() / "vault.sh")
     with pytest.raises(KeyError):
@@ -132,8 +151,60 @@ def test_load_uses_the_defaults_for_what_the_file_does_not_say() -> None:
             uses=(),
             disks=(),
             config={},
+            essential=False,
+            instances=1,
+            start="up",
+            idle=60.0,
+            watchdog=60.0,
+            grace=10.0,
+            restarts=None,
+            backoff=Pause(first=0.1, factor=2.0, longest=10.0, jitter=0.2, reset=60.0),
+            replace="overlap",
         ),
     )
+    assert directory.machines[0].pause == 10.0
+    assert (directory.system.storage, directory.groups) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, "overlap"),
+        ({"network": True}, "stop-first"),
+        ({"disks": (Disk("a"),)}, "stop-first"),
+        ({"disks": (Disk("a", 1024**2, temporary=True),)}, "overlap"),
+        ({"links": (LinkedDisk("a", "FILES", "a"),)}, "overlap"),
+        ({"links": (LinkedDisk("a", "FILES", "a", "rw"),)}, "stop-first"),
+        ({"disks": (Disk("a"),), "replace": "overlap"}, "overlap"),
+    ],
+)
+def test_machine_is_replaced_without_overlap_if_two_would_be_in_each_others_way(
+    fields: dict[str, Any], expected: str
+) -> None:
+    assert MachineEntry("A", "program", "a", **fields).replace == expected
+
+
+def test_expanded_directory_has_an_entry_for_each_instance() -> None:
+    """Edges and groups go on naming the machine."""
+    directory = load(GOOD / "every-key.toml")
+    window = directory.machine("WINDOW")
+    expanded = directory.expanded()
+    names = ["DOOR", "WINDOW@1", "WINDOW@2", "WINDOW@3", "DESK", "AUDIT", "VAULT", "RECORDS"]
+    assert [machine.name for machine in expanded.machines] == names
+    assert attrs.evolve(expanded.machine("WINDOW@2"), name="WINDOW", base="") == window
+    assert [(expanded.machine(name).base, expanded.machine(name).declared) for name in ("WINDOW@1", "DESK")] == [
+        ("WINDOW", "WINDOW"),
+        ("", "DESK"),
+    ]
+    assert (expanded.groups, expanded.system, expanded.positions) == (
+        *(directory.groups, directory.system, directory.positions),
+    )
+    assert expanded.expanded() == expanded
+    for either in (directory, expanded):
+        assert either.instances("WINDOW") == ("WINDOW@1", "WINDOW@2", "WINDOW@3")
+        assert either.instances("DESK") == ("DESK",)
+        with pytest.raises(KeyError):
+            either.instances("WINDOW@1")
 
 
 def test_load_does_not_mind_how_tables_are_written() -> None:
@@ -144,6 +215,32 @@ def test_load_does_not_mind_how_tables_are_written() -> None:
     assert (desk.disks, desk.config) == ((Disk("ledger"),), {"depth": 3})
     assert (window.module, window.attribute) == ("window", "application")
     assert window.uses == (Edge("desk", "DESK"), Edge("other", "DESK"))
+
+
+def test_text_that_was_read_before_is_enough(folder: pathlib.Path) -> None:
+    """Neither the file nor a program or secret that it names has to be there any more."""
+    (folder / "key").write_text("open-sesame")
+    (folder / "shop.toml").write_text(f'{SMALLEST}secrets.key = {{ file = "key" }}\n')
+    before = load("shop.toml")
+    for name in ("shop.toml", "worker.py", "key"):
+        (folder / name).unlink()
+    assert load(before.path, text=before.text) == before
+    assert before.text not in repr(before)
+
+
+def test_settings_take_the_place_of_what_the_file_says(folder: pathlib.Path) -> None:
+    (folder / "shop.toml").write_text(f"{SMALLEST}share = 5\n")
+    settings = {"A": {"share": 7, "pause": {"longest": "1m"}}}
+    machine = load("shop.toml", settings=settings).machine("A")
+    assert (machine.share, machine.pause) == (7, 60.0)
+    assert load("shop.toml").machine("A").share == 5
+    with pytest.raises(DirectoryErrors) as caught:
+        load("shop.toml", settings={"A": {"share": 0, "shar": 1, "grace": b"1s"}})
+    assert str(caught.value).splitlines() == [
+        "shop.toml:3: [machines.A] unknown key 'shar' - did you mean 'share'?",
+        'shop.toml:3: [machines.A] grace is no value that a file can have, expected a time such as "10s"',
+        "shop.toml:5: [machines.A] share is the integer 0, expected a number from 1 to 10000",
+    ]
 
 
 def test_directory_cannot_be_changed_and_machines_can_be_keys() -> None:

@@ -42,12 +42,12 @@ def test_text_has_the_links_of_a_machine_under_it() -> None:
         == """\
 system BANK2: 6 machines
 DOOR (network)
-└─ window: WINDOW
+└─ window: WINDOW (3 instances)
    ├─ desk: DESK
-   │  ├╌ again: WINDOW (lazy, above)
+   │  ├╌ again: WINDOW (3 instances, lazy, above)
    │  └─ vault: VAULT
    │     ├═ link ledger: DESK.ledger (rw)
-   │     └─ audit: AUDIT
+   │     └─ audit: AUDIT (on-demand)
    │        └═ link books: DESK.ledger (ro)
    ├─ log: *LOG
    └─ cp: *CP
@@ -77,9 +77,9 @@ def test_mermaid_has_a_node_for_every_machine_and_an_arrow_for_every_edge() -> N
         == """\
 flowchart TD
     m0["DOOR<br/>(network)"]
-    m1["WINDOW"]
+    m1["WINDOW<br/>(3 instances)"]
     m2["DESK"]
-    m3["AUDIT"]
+    m3["AUDIT<br/>(on-demand)"]
     m4["VAULT"]
     m5["RECORDS<br/>(syslog)"]
     s0(["*CP"])
@@ -117,9 +117,9 @@ def test_dot_has_a_node_for_every_machine_and_an_arrow_for_every_edge() -> None:
 digraph "BANK2" {
     node [shape=box];
     "DOOR" [label="DOOR\\n(network)", style=bold];
-    "WINDOW" [label="WINDOW"];
+    "WINDOW" [label="WINDOW\\n(3 instances)", style=bold];
     "DESK" [label="DESK"];
-    "AUDIT" [label="AUDIT"];
+    "AUDIT" [label="AUDIT\\n(on-demand)", style=bold];
     "VAULT" [label="VAULT"];
     "RECORDS" [label="RECORDS\\n(syslog)", style=bold];
     "*CP" [shape=ellipse];
@@ -152,7 +152,7 @@ def test_as_json_is_plain_and_complete() -> None:
     assert value["topology"] == str(path.resolve())
     assert value["syslog"] == "RECORDS"
     assert value["seal"] == "full"
-    assert value["start_order"] == [["RECORDS"], ["AUDIT"], ["VAULT"], ["DESK"], ["WINDOW"], ["DOOR"]]
+    assert value["start_order"] == [["RECORDS"], ["AUDIT", "VAULT"], ["DESK"], ["WINDOW"], ["DOOR"]]
     assert value["machines"][2] == {
         "name": "DESK",
         "kind": "program",
@@ -165,6 +165,15 @@ def test_as_json_is_plain_and_complete() -> None:
         "cpu": None,
         "restart": "never",
         "pause": 10.0,
+        "backoff": {"first": 0.1, "factor": 2.0, "longest": 10.0, "jitter": 0.2, "reset": 60.0},
+        "restarts": None,
+        "essential": False,
+        "instances": 1,
+        "start": "up",
+        "idle": None,
+        "watchdog": 60.0,
+        "grace": 10.0,
+        "replace": "stop-first",
         "sockets": {},
         "disks": [
             {"name": "ledger", "size": None, "temporary": False, "linked_by": {"AUDIT": "ro", "VAULT": "rw"}},
@@ -181,7 +190,25 @@ def test_as_json_is_plain_and_complete() -> None:
         {"from": "VAULT", "name": "ledger", "to": "DESK", "disk": "ledger", "mode": "rw"},
     ]
     assert value["secret"] == ["password", "card number"]
-    assert value["machines"][1]["pause"] == 0.5
+    assert value["storage"] == 4 * 1024**3
+    window, audit = value["machines"][1], value["machines"][3]
+    assert (window["pause"], window["restarts"]) == (0.5, {"most": 5, "within": 120.0})
+    assert (window["essential"], window["instances"]) == (True, 3)
+    assert (audit["start"], audit["idle"], audit["watchdog"]) == ("on-demand", 300.0, None)
+    assert value["groups"] == [
+        {
+            "name": "FRONT",
+            "members": ["WINDOW", "BACK"],
+            "strategy": "rest_for_one",
+            "restarts": {"most": 0, "within": 3600.0},
+        },
+        {
+            "name": "BACK",
+            "members": ["VAULT", "AUDIT"],
+            "strategy": "one_for_one",
+            "restarts": {"most": 3, "within": 10.0},
+        },
+    ]
     assert value["edges"][1] == {
         "from": "WINDOW",
         "name": "desk",

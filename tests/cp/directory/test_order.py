@@ -1,6 +1,7 @@
 import pathlib
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,6 +33,18 @@ def test_start_order_has_the_syslog_machine_alone_even_if_nobody_uses_it() -> No
 def test_start_order_ignores_lazy_edges_and_star_services() -> None:
     uses = {"A": [Edge("b", "B", lazy=True), Edge("cp", "*CP"), Edge("log", "*LOG")], "B": [Edge("a", "A")]}
     assert names(start_order(directory(uses))) == [["A"], ["B"]]
+
+
+def test_start_order_ignores_edges_to_machines_that_start_on_demand() -> None:
+    """They themselves start after those they use, when they start."""
+    demand = load(GOOD / "demand.toml")
+    assert names(start_order(demand)) == [["LOG"], ["ASK"], ["MAIL"]]
+    with pytest.raises(ValueError, match="MAIL, ASK"):
+        start_order(evolve(demand, machines=tuple(evolve(machine, start="up") for machine in demand.machines)))
+
+
+def test_start_order_has_every_instance_before_those_who_use_them() -> None:
+    assert names(start_order(load(GOOD / "demand.toml").expanded())) == [["LOG"], ["ASK@1", "ASK@2"], ["MAIL"]]
 
 
 def test_start_order_refuses_a_directory_that_was_not_validated() -> None:

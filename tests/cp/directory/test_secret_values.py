@@ -4,6 +4,7 @@ import os
 import pathlib
 
 import pytest
+from attrs import evolve
 
 from retinue.cp.directory import Directory, DirectoryErrors, load
 from retinue.cp.directory.model import SECRET_MAXIMUM
@@ -51,6 +52,16 @@ def test_every_value_that_cannot_be_had_is_told_with_its_place(directory: Direct
         "command",
         f"shop.toml:10: [machines.TILL.secrets] two: the variable TWO is larger than {SECRET_MAXIMUM} bytes",
     ]
+
+
+def test_instances_have_the_values_of_their_machine_and_its_mistakes_are_told_once(directory: Directory) -> None:
+    shop, till = directory.machines
+    several = evolve(directory, machines=(evolve(shop, instances=2), till)).expanded()
+    values = read_values(several, {"ONE": b"the first", "TWO": b"the second"}, "shop.toml")
+    assert values["SHOP@1"] == values["SHOP@2"] == {"key": b"a key of some length\n", "one": b"the first"}
+    with pytest.raises(DirectoryErrors) as caught:
+        read_values(several, {}, "shop.toml")
+    assert [error.line for error in caught.value.errors] == [6, 9, 10]
 
 
 def test_file_may_be_anywhere_and_of_the_full_size(tmp_path: pathlib.Path) -> None:

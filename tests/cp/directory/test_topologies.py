@@ -121,6 +121,17 @@ VALUES = st.sampled_from(
         ),
         *(
             '["A"]',
+            '["B", "F", "G"]',
+            '{ most = 2, within = "5s" }',
+            '{ first = "5s", longest = "1s" }',
+            '"5s"',
+            '"1000h"',
+            '"on-demand"',
+            '"overlap"',
+            '"one_for_all"',
+            '"off"',
+            '"A@1"',
+            "100000",
             '["cat", "{disks.a}{"]',
             '"A.a"',
             '"B.b"',
@@ -146,6 +157,9 @@ KEYS = st.sampled_from(
         *("wsgi", "exec", "threads", "share", "cpu", "seal", "sockets", "links", "secrets", "sockets.a", "links.b"),
         *("links.a.disk", "links.a.mode", "secrets.a", "secrets.a.file", "secrets.b.variable", "disks.a.size"),
         *("disks.b.temporary", "disks.b.linked_by", "disks.b.linked_by.A"),
+        *("pause", "pause.first", "pause.factor", "pause.longest", "pause.jitter", "pause.reset", "essential"),
+        *("restarts", "restarts.most", "restarts.within", "instances", "start", "idle", "watchdog", "grace"),
+        *("replace", "members", "strategy", "groups", "groups.A.members"),
         *("uses.a", "uses.b.to", "disks.a", "config.a", "to", '""', '"\\u0000"', "machines", "system", "naem"),
     ]
 )
@@ -159,6 +173,9 @@ HEADERS = st.sampled_from(
         "[[machines]]",
         "[[machines.C]]",
         '[machines.""]',
+        "[groups]",
+        "[groups.F]",
+        "[groups.G]",
         "[x]",
     ]
 )
@@ -182,7 +199,8 @@ def test_whatever_a_file_says_it_is_loaded_or_its_mistakes_are_told(
     except DirectoryErrors as error:
         wrong = error
     if wrong is None:
-        assert start_order(directory)
+        assert start_order(directory.expanded())
+        assert directory.expanded().expanded() == directory.expanded()
     else:
         assert wrong.errors
         assert all(error.line is not None and error.line <= text.count("\n") + 1 for error in wrong.errors)

@@ -9,6 +9,8 @@ from retinue.cp.directory import DirectoryErrors, load
 from retinue.cp.directory.disks import DISK_KEYS, LINK_KEYS
 from retinue.cp.directory.edges import EDGE_KEYS
 from retinue.cp.directory.entries import MACHINE_KEYS, SYSTEM_KEYS
+from retinue.cp.directory.groups import GROUP_KEYS
+from retinue.cp.directory.lives import BUDGET_KEYS, PAUSE_KEYS
 from retinue.cp.directory.programs import ALREADY_IMPORTED
 from retinue.cp.directory.secrets import SECRET_KEYS
 
@@ -30,7 +32,7 @@ def test_example_of_the_page_is_correct(folder: pathlib.Path) -> None:
 
 
 def test_mistakes_of_the_page_are_told_as_it_says(folder: pathlib.Path) -> None:
-    wrong = EXAMPLE.replace('web = "HTTPD"', 'web = "HTPD"').replace("storage =", "storge =")
+    wrong = EXAMPLE.replace('web = "HTTPD"', 'web = "HTPD"').replace('storage = "64M"', 'storge = "64M"')
     (folder / "shop.toml").write_text(wrong.replace("stock = { size", "stock = { path"))
     with pytest.raises(DirectoryErrors) as caught:
         load("shop.toml")
@@ -39,7 +41,10 @@ def test_mistakes_of_the_page_are_told_as_it_says(folder: pathlib.Path) -> None:
 
 def test_page_has_a_row_for_every_key_and_no_other() -> None:
     rows = re.findall(r"^\| `([a-z_]+)(?:\.[A-Z]+)?` \|", PAGE, re.MULTILINE)
-    assert rows == [*SYSTEM_KEYS, *MACHINE_KEYS, *EDGE_KEYS, *DISK_KEYS, *LINK_KEYS, *SECRET_KEYS]
+    assert rows == [
+        *(*SYSTEM_KEYS, *MACHINE_KEYS, *EDGE_KEYS, *PAUSE_KEYS, *BUDGET_KEYS, *DISK_KEYS, *LINK_KEYS, *SECRET_KEYS),
+        *GROUP_KEYS,
+    ]
 
 
 def test_page_names_the_modules_that_a_program_cannot_be_called() -> None:
