@@ -65,6 +65,13 @@ def listen_operator(folder: str | os.PathLike[str]) -> socket.socket:
     return listener
 
 
+def take_listener(descriptor: int) -> socket.socket:
+    """The listening socket of an earlier control program: who has connected meanwhile waits in it."""
+    listener = socket.socket(fileno=descriptor)
+    listener.setblocking(False)
+    return listener
+
+
 def connect_operator(folder: str | os.PathLike[str]) -> socket.socket:
     """A non-blocking socket connected to the control program of the system whose runtime folder this is.
 

@@ -3,8 +3,10 @@
 Version 1 and version 2 are used side by side, as this host has them: each controller is in one of the two. A running
 system has one group below that of its control program, and in it each generation of a machine has one of its own::
 
-    retinue-SHOP-4711-88123     system, pid of the control program, and when that was started (proc(5), starttime)
+    retinue-SHOP-4711-88123     system, pid of its owner, and when that was started (proc(5), starttime)
         HTTPD.1                 machine and generation
+
+The owner is the nucleus, so that the groups outlive a control program, and the next one finds them.
 
 Nothing outside that group is changed, with one exception: in version 2 a group has processes or divides among its
 children, never both, so the system's own processes move to a child ``core`` for as long as it runs.
@@ -32,6 +34,9 @@ PERIOD: Final = 100_000
 EMPTY_SECONDS: Final = 2.0
 """How long processes that were killed may take to be gone at the end of the control program."""
 
+DYING_SECONDS: Final = 0.2
+"""How long groups of a dead system may be busy with processes that are not listed any more."""
+
 MOVE_TRIES: Final = 10
 
 _NAME: Final = re.compile(r"retinue-.+-(\d+)-(\d+)")
@@ -52,22 +57,56 @@ class Used(NamedTuple):
 class Groups:
     """The groups of one running system.
 
-    Making it makes the system's group for every controller that can be had, and removes empty groups of this user's
-    systems whose control program is dead: it was killed, or it would have removed them. :attr:`found` says what came of
-    it; nothing is raised.
+    Making it makes the system's group for every controller that can be had, unless it is there, and removes empty
+    groups of this user's systems whose owner is dead: it was killed, or they would not be there. :attr:`found` says
+    what came of it; nothing is raised.
+
+    :param owner: a process that lives as long as the system; the calling one if it is not given.
     """
 
-    def __init__(self, system: str, found: Mapping[str, Found] | None = None) -> None:
-        self._name = f"retinue-{system}-{os.getpid()}-{_started(os.getpid())}"
-        self.found = dict(find() if found is None else found)
+    def __init__(self, system: str, found: Mapping[str, Found] | None = None, *, owner: int = 0) -> None:
+        owner = owner or os.getpid()
+        self._name = f"retinue-{system}-{owner}-{_started(owner)}"
+        self.found = {name: self._outside(one) for name, one in (find() if found is None else found).items()}
         self._groups: set[Group] = set()
-        self._divided = ""
+        second = [one for one in self.found.values() if one.version == 2]
+        made = bool(second) and os.path.isdir(f"{self._folder(second[0])}/{_CORE}")
+        # What was given on to the groups for the sake of an earlier control program is to be taken back by this one.
+        self._divided = " ".join(f"-{one.controller}" for one in second) if made else ""
         for folder in {found.folder for found in self.found.values() if found.version}:
             _remove_dead(folder)
         self._make_second([found for found in self.found.values() if found.version == 2])
         for one in self.found.values():
             if one.version == 1:
                 self._make_first(one)
+
+    def _outside(self, found: Found) -> Found:
+        """The group that the system was started in: a later control program is born in its child ``core``."""
+        return found._replace(folder=found.folder.removesuffix(f"/{self._name}/{_CORE}"))
+
+    def adopt(self) -> "dict[tuple[str, int], Group]":
+        """The groups that are there, of machines of an earlier control program, by machine and generation."""
+        names: set[str] = set()
+        for folder in {self._folder(found) for found in self.found.values() if found.version}:
+            with contextlib.suppress(OSError):
+                names |= {entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)}
+        adopted = {}
+        for machine, _, generation in (name.rpartition(".") for name in names):
+            if machine and generation.isdecimal():
+                adopted[machine, int(generation)] = self._group(machine, int(generation), there=True)
+        return adopted
+
+    def _group(self, machine: str, generation: int, *, there: bool) -> "Group":
+        folders = {
+            name: os.path.join(self._folder(found), f"{machine}.{generation}")
+            for name, found in self.found.items()
+            if found.version
+        }
+        if there:
+            folders = {name: folder for name, folder in folders.items() if os.path.isdir(folder)}
+        group = Group(folders, {name: self.found[name].version for name in folders})
+        self._groups.add(group)
+        return group
 
     def _folder(self, found: Found) -> str:
         return os.path.join(found.folder, self._name)
@@ -159,15 +198,8 @@ class Groups:
         self, machine: str, generation: int, *, storage: int, share: int, cpu: float, tasks: int = TASKS
     ) -> "Group":
         """The group of one generation of a machine, with its limits. What cannot be set is in its ``failed``."""
-        folders = {
-            name: os.path.join(self._folder(found), f"{machine}.{generation}")
-            for name, found in self.found.items()
-            if found.version
-        }
-        versions = {name: self.found[name].version for name in folders}
-        group = Group(folders, versions)
+        group = self._group(machine, generation, there=False)
         group.limit(storage=storage, share=share, cpu=cpu, tasks=tasks)
-        self._groups.add(group)
         return group
 
     def remove(self, group: "Group") -> bool:
@@ -224,16 +256,35 @@ class Group:
             except OSError as error:
                 del self._folders[name]
                 self.failed += [(limit, f"{error.filename}: {error.strerror}") for limit in _LIMITS[name]]
-        for limit, name, settings in (
-            ("storage", "memory", self._storage(storage)),
-            ("share", "cpu", self._share(share)),
-            ("cpu", "cpu", self._cap(cpu)),
-            ("tasks", "pids", [("pids.max", str(tasks))]),
-        ):
-            if name in self._folders:
-                self._set(limit, self._folders[name], settings)
+        self._set("storage", "memory", self._storage(storage))
+        self._set("share", "cpu", self._share(share))
+        self._set("cpu", "cpu", self._cap(cpu) if cpu else [])
+        self._set("tasks", "pids", [("pids.max", str(tasks))])
 
-    def _set(self, limit: str, folder: str, settings: Iterable[tuple[str, str]]) -> None:
+    def change(self, *, storage: int | None = None, share: int | None = None, cpu: float | None = None) -> str:
+        """Set other limits for who is in it; None: as it is. Returns why that cannot be, or an empty string."""
+        if storage is not None and self._versions.get("memory") == 2 and storage < (used := self.usage()):
+            return f"it has {used} bytes of real storage already"  # the kernel would kill it
+        if storage is not None and "memory" in self._folders:
+            settings = self._storage(storage)
+            before = number(f"{self._folders['memory']}/{settings[0][0]}")
+            # The limit with swap is never below the one without.
+            self._set("storage", "memory", settings if storage < before else settings[::-1])
+            if self.failed and before:
+                first, self.failed = self.failed[:1], []
+                self._set("storage", "memory", self._storage(before)[:: -1 if storage < before else 1])
+                self.failed = first
+        if share is not None:
+            self._set("share", "cpu", self._share(share))
+        if cpu is not None:
+            self._set("cpu", "cpu", self._cap(cpu))
+        why = "; ".join(text for _, text in self.failed)
+        self.failed.clear()
+        return why
+
+    def _set(self, limit: str, controller: str, settings: Iterable[tuple[str, str]]) -> None:
+        if (folder := self._folders.get(controller)) is None:
+            return
         for file, value in settings:
             try:
                 write(f"{folder}/{file}", value)
@@ -254,12 +305,10 @@ class Group:
         return [("cpu.shares", str(max(2, share * 1024 // 100)))]
 
     def _cap(self, cpu: float) -> list[tuple[str, str]]:
-        if not cpu:
-            return []
-        quota = max(1000, round(cpu * PERIOD))
+        quota = max(1000, round(cpu * PERIOD)) if cpu else 0
         if self._versions.get("cpu") == 2:
-            return [("cpu.max", f"{quota} {PERIOD}")]
-        return [("cpu.cfs_period_us", str(PERIOD)), ("cpu.cfs_quota_us", str(quota))]
+            return [("cpu.max", f"{quota or 'max'} {PERIOD}")]
+        return [("cpu.cfs_period_us", str(PERIOD)), ("cpu.cfs_quota_us", str(quota or -1))]
 
     def _if_there(self, controller: str, file: str, value: str) -> list[tuple[str, str]]:
         folder = self._folders.get(controller)
@@ -351,11 +400,17 @@ def _remove_dead(folder: str) -> None:
 
 
 def _remove_tree(folder: str) -> None:
-    for entry in [*os.scandir(folder)]:
-        if entry.is_dir(follow_symlinks=False):
-            with contextlib.suppress(OSError):
-                os.rmdir(entry.path)
-    os.rmdir(folder)
+    give_up = time.monotonic() + DYING_SECONDS
+    for path in [*(entry.path for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)), folder]:
+        with contextlib.suppress(OSError):
+            while True:
+                try:
+                    os.rmdir(path)
+                    break
+                except OSError:
+                    if _pids(path) or time.monotonic() >= give_up:
+                        raise
+                    _wait_for_the_dead((), give_up)
 
 
 def _family(inside: Iterable[int]) -> set[int]:

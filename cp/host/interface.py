@@ -1,7 +1,8 @@
 """What the CP asks of a host, whichever it is."""
 
-from collections.abc import Sequence
-from typing import Protocol
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import attrs
 import trio
@@ -12,10 +13,15 @@ __all__ = [
     "Exit",
     "Host",
     "HostEvent",
+    "Kept",
     "Limit",
     "LimitFailed",
+    "Resident",
+    "Restored",
     "SavedSystemDied",
     "SealLayer",
+    "SpareFailed",
+    "SpareReady",
     "Terminate",
 ]
 
@@ -138,7 +144,55 @@ class LimitFailed:
     why: str
 
 
-HostEvent = Terminate | SavedSystemDied | LimitFailed
+@attrs.frozen
+class SpareReady:
+    """The spare that was asked for has loaded: from here on it takes over at once."""
+
+
+@attrs.frozen
+class SpareFailed:
+    """There is no spare: it could not be started, could not load, or died while it waited."""
+
+    text: str
+
+
+HostEvent = Terminate | SavedSystemDied | LimitFailed | SpareReady | SpareFailed
+
+
+@attrs.frozen
+class Resident:
+    """A machine that an earlier control program has had made, and that lives."""
+
+    pid: int
+    seal: tuple[str, ...]
+
+
+@attrs.frozen
+class Kept:
+    """What an earlier control program has kept under a key."""
+
+    note: dict[str, Any]
+    descriptors: tuple[int, ...] = ()
+    """They belong to whoever takes them; they are closed by nobody else."""
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+
+
+@attrs.frozen
+class Restored:
+    """What a control program finds when it begins."""
+
+    first: bool = True
+    """The system starts: there is nothing else in here."""
+    died: str = ""
+    """How the one before it ended, in a sentence; empty if that handed over on purpose."""
+    residents: dict[tuple[str, int], Resident] = attrs.field(factory=dict)
+    """By machine and generation. Whoever was asked for and is not here, nor in an exit, was never born."""
+    kept: dict[str, Kept] = attrs.field(factory=dict)
+    """By key, in the order in which the keys were first kept."""
 
 
 class Host(Protocol):
@@ -146,7 +200,8 @@ class Host(Protocol):
 
     @property
     def exits(self) -> trio.MemoryReceiveChannel[Exit]:
-        """Every end of every machine that was born, exactly once."""
+        """Every end of every machine that was born, exactly once; and once more for each control program until one
+        has it :meth:`buried`. Those of the last one are in here before anything else happens."""
 
     @property
     def events(self) -> trio.MemoryReceiveChannel[HostEvent]:
@@ -168,6 +223,59 @@ class Host(Protocol):
         A sealed machine is process 1 of its own namespace, so of the signals it has no handler for only SIGKILL and
         SIGSTOP reach it (pid_namespaces(7)).
         """
+
+    @property
+    def restored(self) -> Restored:
+        """What the control program before this one has left."""
+
+    def keep(self, key: str, note: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
+        """Have the host hold a note and up to four descriptors (borrowed) for the next control program.
+
+        They replace what was kept under the key, in its place. What was kept before this process died counts, and
+        nothing else: so first keep, then do. Nobody is waited for.
+
+        :raises LinkLimit: the note is larger than NOTE_MAX (64 KiB) as JSON, or there are more descriptors.
+        :raises OSError: this process has no descriptor left for the duplicates.
+        """
+
+    def drop(self, key: str) -> None:
+        """Hold nothing any more under a key. No error if there was nothing."""
+
+    def buried(self, machine: str, generation: int) -> None:
+        """The exit of this generation was taken note of: it is not told to the next control program."""
+
+    def spare(self) -> None:
+        """Start a process that loads the present code and takes over when this one dies; SpareReady or SpareFailed.
+
+        Asked again it replaces the one there is. Who asks says that it has come up in order: three control programs
+        in a row that die before they do end the system.
+        """
+
+    def hand_over(self) -> None:
+        """Leave on purpose: the last word. This process is killed, and the spare (or a new process) goes on."""
+
+    def set_limits(
+        self,
+        machine: str,
+        generation: int,
+        *,
+        storage: int | None = None,
+        share: int | None = None,
+        cpu: float | None = None,
+        largest_share: int = 0,
+    ) -> str:
+        """Give a machine that lives other limits; None leaves one as it is, a ``cpu`` of 0 is all processors.
+
+        :param largest_share: the largest share of any machine of the system; 0 for its own.
+        :returns: nothing, or why it cannot be done in place (it may be half done). A limit that this host does not keep
+            at all (:meth:`limits_report`) is set in place.
+        """
+
+    def pid(self, machine: str, generation: int) -> int:
+        """The process of a machine that lives; 0 if it does not."""
+
+    def cpu_time(self, machine: str, generation: int) -> float | None:
+        """Seconds of processor that the process of a machine has used, all threads; None if it does not live."""
 
     def end(self, how: str, text: str, exit_code: int) -> None:
         """End the whole system: every machine is killed, and the nucleus exits with ``exit_code``.

@@ -17,31 +17,46 @@ from typing import Any, TypeVar
 from retinue.cp.host.errors import LinkError, LinkLimit
 
 __all__ = [
+    "AT_ONCE",
+    "CROWDED_SECONDS",
     "DESCRIPTORS_MAX",
+    "LENT_MAX",
     "MESSAGE_MAX",
+    "NOTE_MAX",
     "QUEUE_MAX",
     "TEXT_MAX",
     "Link",
     "descriptor_list",
     "field",
     "link_pair",
+    "packed",
     "send_now",
 ]
 
 MESSAGE_MAX = 64 * 1024
 """Bytes of one message: a birth with some dozens of paths of PATH_MAX (4096) fits; a receive buffer stays small."""
 
+NOTE_MAX = MESSAGE_MAX - 256
+"""Bytes of key and note of what is kept for the next control program: they travel in messages of two kinds."""
+
 DESCRIPTORS_MAX = 4
-"""Descriptors with one message: a birth brings two, a report at most one."""
+"""Descriptors with one message: a birth brings two, a report at most one, what is kept as many as that."""
 
 QUEUE_MAX = 4096
 """Messages waiting for a peer that does not read: every machine of a large system born and buried at once. More is a
 peer that is stuck, which is treated as one that is gone."""
 
+AT_ONCE = 128
+"""Messages on one link before others have their turn."""
+
+CROWDED_SECONDS = 0.005
+"""After which a crowded link is tried again."""
+
+LENT_MAX = 64
+"""Descriptors with one message that hands over what is kept: as many as that travel as fast as one."""
+
 TEXT_MAX = 4096
 """Bytes of a text (a traceback, a reason) inside a message: longer ones lose their beginning."""
-
-_ANCILLARY = socket.CMSG_SPACE(DESCRIPTORS_MAX * array.array("i").itemsize)
 
 T = TypeVar("T")
 
@@ -69,6 +84,14 @@ def close_all(descriptors: Sequence[int]) -> None:
         os.close(descriptor)
 
 
+def packed(message: dict[str, Any] | list[Any], most: int = MESSAGE_MAX) -> bytes:
+    """A message as it travels. :raises LinkLimit: it has more than ``most`` bytes."""
+    packet = json.dumps(message, separators=(",", ":")).encode()
+    if len(packet) > most:
+        raise LinkLimit("bytes", len(packet), most)
+    return packet
+
+
 def field(message: dict[str, Any], name: str, kind: type[T]) -> T:
     """A field of a received message, checked to be exactly of ``kind``; raises LinkError."""
     value = message.get(name)
@@ -83,15 +106,29 @@ def clipped(text: str) -> str:
 
 
 class Link:
-    """One end. Messages leave in the order of :meth:`post`."""
+    """One end. Messages leave in the order of :meth:`post`.
 
-    def __init__(self, sock: socket.socket) -> None:
+    :ivar longest: how many messages may wait.
+    :ivar crowded: too many descriptors of this user are on their way (unix(7), ETOOMANYREFS), so that messages wait
+        although the socket is writable. They come off as the peers read, which nothing tells: look again soon.
+    """
+
+    def __init__(self, sock: socket.socket, *, longest: int = QUEUE_MAX, most: int = DESCRIPTORS_MAX) -> None:
+        """``most``: descriptors that may come with one message."""
         sock.setblocking(False)
+        self.longest = longest
+        self.crowded = False
+        self._most = most
         self._socket = sock
-        self._queue: collections.deque[tuple[bytes, list[int]]] = collections.deque()
+        self._queue: collections.deque[tuple[bytes, list[int], bool]] = collections.deque()
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    @property
+    def lends(self) -> bool:
+        """True while messages with descriptors that are not the link's own wait."""
+        return any(not owned for _, _, owned in self._queue)
 
     @property
     def waiting(self) -> bool:
@@ -108,35 +145,42 @@ class Link:
         """
         owned = list(descriptors)
         try:
-            packet = json.dumps(message, separators=(",", ":")).encode()
-            if len(packet) > MESSAGE_MAX:
-                raise LinkLimit("bytes", len(packet), MESSAGE_MAX)
+            packet = packed(message)
             if len(owned) > DESCRIPTORS_MAX:
                 raise LinkLimit("descriptors", len(owned), DESCRIPTORS_MAX)
-            if len(self._queue) >= QUEUE_MAX:
-                raise LinkLimit("queue", len(self._queue) + 1, QUEUE_MAX)
+            if len(self._queue) >= self.longest:
+                raise LinkLimit("queue", len(self._queue) + 1, self.longest)
         except BaseException:
             close_all(owned)
             raise
-        self._queue.append((packet, owned))
+        self._queue.append((packet, owned, True))
         self.flush()
+
+    def lend(self, packet: bytes, descriptors: list[int]) -> None:
+        """Queue a packed message with descriptors that stay the caller's, who closes none while the link :attr:`lends`.
+
+        It leaves with the next :meth:`flush`. There is no limit: the caller knows how many there are.
+        """
+        self._queue.append((packet, descriptors, False))
 
     def flush(self) -> None:
         """Send what the socket takes now. :raises ConnectionError: the other end is gone."""
-        while self._queue:
-            packet, owned = self._queue[0]
-            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", owned))] if owned else []
+        self.crowded = False
+        for _ in range(min(len(self._queue), AT_ONCE)):
+            packet, descriptors, owned = self._queue[0]
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
             try:
-                self._socket.sendmsg([packet], ancillary)
+                self._socket.sendmsg([packet], rights)
             except BlockingIOError:
                 return
             except OSError as error:
-                # Too many descriptors of this user are on their way (unix(7)): they come off as the peers read.
-                if error.errno == errno.ETOOMANYREFS:
+                self.crowded = error.errno == errno.ETOOMANYREFS
+                if self.crowded:
                     return
                 raise
             self._queue.popleft()
-            close_all(owned)
+            if owned:
+                close_all(descriptors)
 
     def receive(self) -> tuple[dict[str, Any], list[int]] | None:
         """The next message and its descriptors, which then belong to the caller; None when the other end is gone.
@@ -146,7 +190,8 @@ class Link:
         """
         try:
             # One byte more than allowed, so that a longer packet is seen as such even before MSG_TRUNC is looked at.
-            packet, ancillary, flags, _ = self._socket.recvmsg(MESSAGE_MAX + 1, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+            room = socket.CMSG_SPACE(self._most * array.array("i").itemsize)
+            packet, ancillary, flags, _ = self._socket.recvmsg(MESSAGE_MAX + 1, room, socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
             return None
         received = array.array("i")
@@ -158,7 +203,7 @@ class Link:
             return None
         try:
             if flags & socket.MSG_CTRUNC:
-                raise LinkLimit("descriptors", DESCRIPTORS_MAX + 1, DESCRIPTORS_MAX)
+                raise LinkLimit("descriptors", self._most + 1, self._most)
             if flags & socket.MSG_TRUNC or len(packet) > MESSAGE_MAX:
                 raise LinkLimit("bytes", len(packet), MESSAGE_MAX)
             try:
@@ -174,8 +219,10 @@ class Link:
 
     def close(self) -> None:
         """Close this end; what was queued is dropped."""
-        while self._queue:
-            close_all(self._queue.popleft()[1])
+        for _, descriptors, owned in self._queue:
+            if owned:
+                close_all(descriptors)
+        self._queue.clear()
         self._socket.close()
 
 
@@ -184,6 +231,6 @@ def send_now(link: Link, message: dict[str, Any], descriptors: Sequence[int] = (
     link.post(message, descriptors)
     while link.waiting:
         poll = select.poll()
-        poll.register(link.fileno(), select.POLLOUT)
-        poll.poll()
+        poll.register(link.fileno(), 0 if link.crowded else select.POLLOUT)
+        poll.poll(CROWDED_SECONDS * 1000 if link.crowded else None)
         link.flush()

@@ -4,7 +4,7 @@ import math
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NoReturn
 
@@ -21,14 +21,23 @@ from retinue.cp.host.interface import (
     HostEvent,
     Limit,
     LimitFailed,
+    Resident,
+    Restored,
     SavedSystemDied,
     SealLayer,
+    SpareFailed,
+    SpareReady,
     Terminate,
 )
-from retinue.cp.host.link import Link, close_all, descriptor_list, field
+from retinue.cp.host.kernel_files import stat
+from retinue.cp.host.link import CROWDED_SECONDS, NOTE_MAX, Link, close_all, descriptor_list, field, packed
 from retinue.cp.host.nucleus import SPAWNS_AT_ONCE
+from retinue.cp.host.takeover import wait_restored
 
 __all__ = ["LinuxHost", "open_host"]
+
+# Seconds a control program waits for machines that the one before it has asked for and that are not born yet.
+BIRTH_SECONDS = 2.0
 
 # Seconds after which a group whose last process was not seen to end is looked at again: the dying are not listed.
 GROUP_AGAIN = 0.05
@@ -51,10 +60,12 @@ class _Spawn:
 class LinuxHost:
     """Implements :class:`retinue.cp.host.interface.Host`. Made by :func:`open_host`."""
 
-    def __init__(self, link: Link, groups: Groups | None = None) -> None:
+    def __init__(self, link: Link, restored: Restored, groups: Groups | None = None) -> None:
         self._link = link
+        self._restored = restored
         self._groups = groups
-        self._group_of: dict[tuple[str, int], Group] = {}
+        self._group_of = {} if groups is None or restored.first else groups.adopt()
+        self._pids = {key: resident.pid for key, resident in restored.residents.items() if resident.pid > 0}
         # Those whose machine has ended, but not yet every process of it. As many as there were machines, at most.
         self._remains, self._remains_out = trio.open_memory_channel[Group](math.inf)
         self._shares, self._why_shares = limits.shares(groups)
@@ -66,10 +77,22 @@ class LinuxHost:
         self._started = trio.Event()
         self._broken: SavedSystemFailed | None = None
         self._lost = False
+        self._over = False
+        # Asked for by the one before, and not born yet.
+        unborn = [key for key, resident in restored.residents.items() if resident.pid < 0]
+        self._unborn = {key: _Spawn(self._group_of.get(key)) for key in unborn}
+        self._spawns |= self._unborn
+        for _ in unborn:
+            self._places.acquire_nowait()
         # Without limit, for the reader must not wait: the answer to a spawn may be behind an exit whose taker waits for
         # that answer. They never hold more exits than there were machines, nor more events than signals.
         self._exits, self._exits_out = trio.open_memory_channel[Exit](math.inf)
         self._events, self._events_out = trio.open_memory_channel[HostEvent](math.inf)
+
+    @property
+    def restored(self) -> Restored:
+        """See Host.restored."""
+        return self._restored
 
     @property
     def exits(self) -> trio.MemoryReceiveChannel[Exit]:
@@ -114,10 +137,68 @@ class LinuxHost:
         with suppress(HostLost):
             self._post({"verb": "signal", "machine": machine, "generation": generation, "number": int(number)})
 
+    def keep(self, key: str, note: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
+        """See Host.keep."""
+        packed({"key": key, "note": note}, NOTE_MAX)
+        with suppress(HostLost):
+            self._post({"verb": "keep", "key": key, "note": note}, descriptor_list(descriptors))
+
+    def drop(self, key: str) -> None:
+        """See Host.drop."""
+        with suppress(HostLost):
+            self._post({"verb": "drop", "key": key})
+
+    def buried(self, machine: str, generation: int) -> None:
+        """See Host.buried."""
+        with suppress(HostLost):
+            self._post({"verb": "buried", "machine": machine, "generation": generation})
+
+    def spare(self) -> None:
+        """See Host.spare."""
+        with suppress(HostLost):
+            self._post({"verb": "spare"})
+
+    def hand_over(self) -> None:
+        """See Host.hand_over."""
+        with suppress(HostLost):
+            self._post({"verb": "hand-over"})
+
+    def set_limits(
+        self,
+        machine: str,
+        generation: int,
+        *,
+        storage: int | None = None,
+        share: int | None = None,
+        cpu: float | None = None,
+        largest_share: int = 0,
+    ) -> str:
+        """See Host.set_limits."""
+        if not (pid := self.pid(machine, generation)):
+            return "it does not run"
+        changed = limits.Change(storage, share, cpu, largest_share)
+        return limits.change(pid, self._group_of.get((machine, generation)), self._shares, changed)
+
+    def pid(self, machine: str, generation: int) -> int:
+        """See Host.pid."""
+        return self._pids.get((machine, generation), 0)
+
+    def cpu_time(self, machine: str, generation: int) -> float | None:
+        """See Host.cpu_time. Some 20 us, in steps of 10 ms."""
+        pid = self.pid(machine, generation)
+        fields = stat(pid) if pid else []
+        return (int(fields[11]) + int(fields[12])) / _TICKS if fields else None
+
     def end(self, how: str, text: str, exit_code: int) -> None:
         """See Host.end."""
+        self._over = True
         with suppress(HostLost):
             self._post({"verb": "end", "how": how, "text": text, "exit_code": exit_code})
+
+    @property
+    def over(self) -> bool:
+        """The system ends. Else its machines live on when this process does not."""
+        return self._over or self._lost or self._broken is not None
 
     def seal_report(self) -> list[SealLayer]:
         """See Host.seal_report."""
@@ -162,6 +243,14 @@ class LinuxHost:
             self._remains.send_nowait(group)
         return group
 
+    async def place_residents(self) -> None:
+        """Task: the one before may have died when a machine was born and not yet in its group."""
+        for key, pid in list(self._pids.items()):
+            await trio.lowlevel.checkpoint()
+            group = self._group_of.get(key)
+            if group is not None and self._pids.get(key) == pid and not group.holds(pid):
+                await trio.to_thread.run_sync(group.move, pid)
+
     async def give_shares(self) -> None:
         """Task: weights for machines that have no group."""
         if self._shares is not None:
@@ -201,6 +290,21 @@ class LinuxHost:
             raise self._broken
         if self._lost:
             raise HostLost
+        await self._wait_births()
+        for key in self._group_of.keys() - self._restored.residents.keys() - self._spawns.keys():
+            self._leave_group(key)  # of a machine that has ended, or was never born
+
+    async def _wait_births(self) -> None:
+        """Until what the one before has asked for is born, or is not."""
+        with trio.move_on_after(BIRTH_SECONDS):
+            for spawn in self._unborn.values():
+                await spawn.answered.wait()
+        for key, spawn in self._unborn.items():
+            spawn.abandoned = not spawn.answered.is_set()
+            if spawn.born is None:
+                del self._restored.residents[key]
+            else:
+                self._restored.residents[key] = Resident(spawn.born.pid, spawn.born.seal)
 
     async def write(self) -> NoReturn:
         """Task: send what the socket did not take at once."""
@@ -209,7 +313,10 @@ class LinuxHost:
             self._posted = trio.Event()
             with suppress(ConnectionError):
                 while self._link.waiting:
-                    await trio.lowlevel.wait_writable(self._link)
+                    if self._link.crowded:
+                        await trio.sleep(CROWDED_SECONDS)
+                    else:
+                        await trio.lowlevel.wait_writable(self._link)
                     self._link.flush()
 
     async def read(self) -> None:
@@ -243,6 +350,9 @@ class LinuxHost:
             self._started.set()
         elif event == "terminate":
             self._events.send_nowait(Terminate())
+        elif event == "spare":
+            text = field(message, "text", str)
+            self._events.send_nowait(SpareReady() if field(message, "ready", bool) else SpareFailed(text))
         elif event == "saved-died":
             died = SavedSystemDied(field(message, "system", str), field(message, "text", str))
             self._broken = SavedSystemFailed(died.system, died.text)
@@ -260,6 +370,7 @@ class LinuxHost:
     def _exit(self, message: dict[str, Any]) -> Exit:
         exit = Exit(**{name: message[name] for name in _EXIT_FIELDS if name in message})
         key = exit.machine, exit.generation
+        self._pids.pop(key, None)
         if (group := self._group_of.get(key)) is None:
             return exit
         used = group.used()
@@ -272,6 +383,7 @@ class LinuxHost:
         self._places.release()
         if event == "born":
             spawn.born = Born(field(message, "pid", int), tuple(field(message, "seal", list)))
+            self._pids[key] = spawn.born.pid
             if spawn.abandoned:
                 self.signal(machine, generation, signal.SIGKILL)
         else:
@@ -282,20 +394,27 @@ class LinuxHost:
 
 
 _EXIT_FIELDS = [attribute.name for attribute in attrs.fields(Exit)]
+_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @asynccontextmanager
-async def open_host(link: socket.socket, groups: Groups | None = None) -> AsyncIterator[LinuxHost]:
+async def open_host(
+    link: socket.socket | Link, groups: Groups | None = None, restored: Restored | None = None
+) -> AsyncIterator[LinuxHost]:
     """Speak to the nucleus over ``link``, the descriptor the CP was started with.
 
-    :param groups: the control groups of its machines, which go with the block; without any there are none.
+    :param link: it, or what :func:`wait_restored` made of it, together with
+    :param restored: what that returned.
+    :param groups: the control groups of its machines, which go with the system; without any there are none.
 
     Entered when every saved system is ready, so that the seal report is complete.
 
     :raises SavedSystemFailed: one could not be made (a module of ``[system] preload``, or no way to seal machines).
     :raises HostLost: the nucleus is gone.
     """
-    host = LinuxHost(Link(link), groups)
+    if isinstance(link, socket.socket):
+        link, restored = wait_restored(link)
+    host = LinuxHost(link, restored or Restored(), groups)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(host.read)
@@ -303,15 +422,16 @@ async def open_host(link: socket.socket, groups: Groups | None = None) -> AsyncI
             nursery.start_soon(host.sweep)
             nursery.start_soon(host.give_shares)
             await host.wait_started()
+            nursery.start_soon(host.place_residents)
             yield host
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        # The two tasks raise nothing, so what is in here is what the caller's block raised, alone.
+        # The tasks raise nothing, so what is in here is what the caller's block raised, alone.
         if len(group.exceptions) == 1:
             raise group.exceptions[0] from None
         raise
     finally:
-        if groups is not None:
+        if groups is not None and host.over:
             groups.close()
 
 

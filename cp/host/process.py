@@ -20,12 +20,16 @@ from typing import Any, NoReturn
 
 from retinue.cp.host import libc
 
-__all__ = ["BOOTSTRAP", "command", "enter", "import_path", "start"]
+__all__ = ["BOOTSTRAP", "TITLE", "command", "enter", "import_path", "start"]
 
 BOOTSTRAP = (
     "import sys,json;a=json.loads(sys.argv[1]);sys.path[:]=a['path'];from retinue.cp.host.process import enter;enter(a)"
 )
 """The program text of every process; all it does is take over the parent's sys.path and call :func:`enter`."""
+
+
+TITLE = "control-program"
+"""Of the one in office, as ps shows it."""
 
 
 def import_path() -> list[str]:

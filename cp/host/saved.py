@@ -21,16 +21,16 @@ import contextlib
 import gc
 import mmap
 import os
-import select
 import signal
 import socket
 import sys
 import traceback
 from typing import Any, NamedTuple, NoReturn
 
-from retinue.cp.host import image, libc
+from retinue.cp.host import children, image, libc
 from retinue.cp.host.errors import LinkError, PreloadFailed, SealFailed
-from retinue.cp.host.link import Link, clipped, close_all, field, send_now
+from retinue.cp.host.link import Link, clipped, field, send_now
+from retinue.cp.host.loop import Loop
 from retinue.cp.host.seal import SealKit, hygiene, namespaces
 
 __all__ = ["BOOT_ENTRY", "ENTRY", "main"]
@@ -94,9 +94,7 @@ class SavedSystem:
         libc.set_process_name(arguments["title"])
         self._boot = image.warm_up(_HOUSE, arguments["preload"], arguments["boot_entry"])
         self._kit = SealKit(sys.path, network=network, inside=self._inside)
-        self._wake, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        self._loop = Loop(signal.SIGCHLD)
         self._kit.complete()
         gc.collect()
         # Without this a machine's first full collection would write to, and so copy, every object of the image.
@@ -105,36 +103,17 @@ class SavedSystem:
 
     def serve(self) -> int:
         """Fork a machine for each request, report each end; returns when the nucleus is gone."""
-        poll = select.poll()
-        poll.register(self._link.fileno(), select.POLLIN)
-        poll.register(self._wake, select.POLLIN)
-        try:
-            while True:
-                ready = {descriptor for descriptor, _ in poll.poll()}
-                if self._wake in ready:
-                    with contextlib.suppress(BlockingIOError):
-                        os.read(self._wake, 4096)
-                    self._reap()
-                if self._link.fileno() in ready and not self._request():
-                    return 0
-        except (ConnectionError, LinkError):
-            return 1
+        self._loop.add(self._link, self._request, lambda why: None)
+        with contextlib.suppress(ConnectionError):
+            while self._link in self._loop:
+                self._loop.turn()
+                self._reap()
+        return 1
 
-    def _request(self) -> bool:
-        try:
-            received = self._link.receive()
-        except BlockingIOError:
-            return True
-        if received is None:
-            return False
-        message, descriptors = received
-        try:
-            if field(message, "verb", str) != "spawn" or len(descriptors) != 2:
-                raise LinkError("a saved system knows spawn with two descriptors")
-            self._spawn(field(message, "birth", dict), *descriptors)
-        finally:
-            close_all(descriptors)
-        return True
+    def _request(self, message: dict[str, Any], descriptors: list[int]) -> None:
+        if field(message, "verb", str) != "spawn" or len(descriptors) != 2:
+            raise LinkError("a saved system knows spawn with two descriptors")
+        self._spawn(field(message, "birth", dict), *descriptors)
 
     def _spawn(self, birth: dict[str, Any], control: int, log: int) -> None:
         name, generation = field(birth, "machine", str), field(birth, "generation", int)
@@ -185,25 +164,9 @@ class SavedSystem:
             os._exit(EXIT_BOOT)
 
     def _reap(self) -> None:
-        while True:
-            try:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            if (machine := self._machines.pop(pid, None)) is None:
-                continue
-            ended = machine.note[:].rstrip(b"\0").decode(errors="replace")
-            machine.note.close()
-            report = {
-                "event": "exit",
-                "machine": machine.name,
-                "generation": machine.generation,
-                "status": status,
-                "user_s": usage.ru_utime,
-                "system_s": usage.ru_stime,
-                "peak_kib": usage.ru_maxrss,
-                "ended": ended or None,
-            }
-            send_now(self._link, report)
+        for pid, status, usage in children.reaped():
+            if (machine := self._machines.pop(pid, None)) is not None:
+                ended = machine.note[:].rstrip(b"\0").decode(errors="replace") or None
+                machine.note.close()
+                key = machine.name, machine.generation
+                send_now(self._link, children.exit_report(key, status, usage, ended))

@@ -89,12 +89,19 @@ class Running:
             close_all(received[1])
             return received[0]
 
-    async def started(self) -> None:
-        """Until the CP says that the host is ready."""
-        first = await self._next()
-        if "error" in first:
-            raise Refused(first)
+    async def started(self) -> dict[str, Any]:
+        """Until a CP says that the host is ready; what it has found."""
+        while "ready" not in (first := await self._next()):
+            if "error" in first and "id" not in first:
+                raise Refused(first)
+            self._take(first)
         self.cp_pid = first["ready"]
+        return first
+
+    async def succeeded(self) -> dict[str, Any]:
+        """Kill the CP, and wait until there is another; what that has found."""
+        os.kill(self.cp_pid, signal.SIGKILL)
+        return await self.started()
 
     async def order(self, do: str, descriptors: tuple[int, ...] = (), **arguments: Any) -> Any:
         """Have the CP do something, and return what came of it."""
@@ -113,7 +120,9 @@ class Running:
         return self._orders
 
     async def _hear(self) -> None:
-        message = await self._next()
+        self._take(await self._next())
+
+    def _take(self, message: dict[str, Any]) -> None:
         if "id" in message:
             self._answers[message["id"]] = message
         else:

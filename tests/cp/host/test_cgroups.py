@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import resource
 import select
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import trio
@@ -290,6 +292,24 @@ def test_nobody_has_more_storage_than_the_limit(
             os.rmdir(folder)
 
 
+@needs_memory
+def test_a_limit_below_what_is_used_is_refused_and_changes_nothing(groups: Groups, process: type[Process]) -> None:
+    if present["memory"].version != 1:
+        pytest.skip("version 2 would kill, so that nobody asks it")
+    shared = process("memfd", str(32 * MIB))
+    group = make(groups, storage=64 * MIB)
+    group.move(shared.popen.pid)
+    assert shared.go() == "had it"
+    folder = group._folders["memory"]
+    names = [
+        name for name in ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes") if os.path.exists(f"{folder}/{name}")
+    ]
+    assert "memory." in group.change(storage=4 * MIB)
+    assert [kernel_files.number(f"{folder}/{name}") for name in names] == [64 * MIB for _ in names]
+    assert group.change(storage=96 * MIB) == ""
+    assert [kernel_files.number(f"{folder}/{name}") for name in names] == [96 * MIB for _ in names]
+
+
 @needs_pids
 def test_tasks_are_bounded(groups: Groups, process: type[Process]) -> None:
     bomb = process("threads", "100")
@@ -462,17 +482,117 @@ async def test_every_machine_is_in_its_group_and_none_is_left(start: Start) -> N
 
 
 @needs_any
-async def test_a_killed_control_program_leaves_no_process_in_a_group(start: Start) -> None:
-    """What is left are empty groups, until the next system starts."""
+async def test_groups_outlive_a_control_program_and_go_with_the_system(start: Start) -> None:
+    """The next one has those of machines that live, and removes those of others."""
+    system = await start(cp_entry="tiny_cp:main_with_groups")
+    with trio.fail_after(PATIENCE):
+        one, two = await system.spawn("ONE"), await system.spawn("TWO", generation=7, storage=64 * MIB)
+        groups = system_groups(system.name)
+        for group in groups:
+            (group / "LEFT.3").mkdir()
+        os.kill(system.cp_pid, signal.SIGSTOP)
+        await one.send("os:_exit", 0)
+        await gone(one.pid)
+        await system.succeeded()
+        assert (await system.news("exit"))["peak_storage"] > 0
+        assert system_groups(system.name) == groups
+        for group in groups:
+            assert sorted(each.name for each in group.iterdir() if each.is_dir()) == ["TWO.7"]
+            assert (group / "TWO.7" / "cgroup.procs").read_text().split() == [str(two.pid)]
+        assert 0 < await system.order("usage", machine="TWO", generation=7) < 64 * MIB
+        await system.spawn("ONE", generation=2)
+        await system.end()
+    assert not system_groups(system.name)
+
+
+async def gone(pid: int) -> None:
+    pidfd = os.pidfd_open(pid)
+    await trio.lowlevel.wait_readable(pidfd)
+    os.close(pidfd)
+
+
+@needs_any
+async def test_groups_of_a_killed_nucleus_are_removed_when_another_system_starts(start: Start) -> None:
     system = await start(cp_entry="tiny_cp:main_with_groups")
     with trio.fail_after(PATIENCE):
         await system.spawn("ONE")
-        os.kill(system.cp_pid, signal.SIGKILL)
+        system.nucleus.kill()
         await system.wait()
         await system.all_gone()
     assert [(group / "ONE.1" / "cgroup.procs").read_text() for group in system_groups(system.name)]
     Groups("OTHER").close()
     assert not system_groups(system.name)
+
+
+def test_a_later_control_program_is_born_in_the_core_and_takes_over_from_there(tmp_path: pathlib.Path) -> None:
+    """On plain files: its own group is a child of the system's."""
+    (tmp_path / "cgroup.subtree_control").write_text("memory")
+    owner = os.getpid()
+    system = tmp_path / f"retinue-TEST-{owner}-{cgroups._started(owner)}"
+    system.mkdir()
+    (system / "cgroup.subtree_control").touch()
+    first = Groups("TEST", {"memory": Found("memory", 2, str(tmp_path))}, owner=owner)
+    [folder] = folders_of(first)
+    for name in ("core", "A.B.12"):
+        os.mkdir(f"{folder}/{name}")
+    second = Groups("TEST", {"memory": Found("memory", 2, f"{folder}/core")}, owner=owner)
+    assert second.found == first.found
+    assert second._divided == "-memory"
+    assert list(second.adopt()) == [("A.B", 12)]
+
+
+# -- changed while it runs ------------------------------------------------------------------------------------------
+
+
+@needs_memory
+@needs_cpu
+async def test_limits_change_in_place(start: Start) -> None:
+    system = await start(cp_entry="tiny_cp:main_with_groups")
+
+    async def change(**limits: object) -> str:
+        return str(await system.order("set_limits", machine="ONE", generation=1, limits=limits))
+
+    with trio.fail_after(PATIENCE):
+        machine = await system.spawn("ONE", storage=256 * MIB, share=100, code=[PROGRAMS])
+        folders = {name: pathlib.Path(path, "ONE.1") for name, path in system_folders(system.name).items()}
+
+        assert await change(share=250, cpu=0.5) == ""
+        if present["cpu"].version == 1:
+            assert (folders["cpu"] / "cpu.shares").read_text().strip() == "2560"
+            assert (folders["cpu"] / "cpu.cfs_quota_us").read_text().strip() == "50000"
+            assert await change(cpu=0.0) == ""
+            assert (folders["cpu"] / "cpu.cfs_quota_us").read_text().strip() == "-1"
+
+        assert await machine.call("inside:allocate", 100 * MIB) == f"has {100 * MIB}"
+        assert await change(storage=128 * MIB) == ""
+        if present["memory"].version == 1:
+            assert (folders["memory"] / "memory.limit_in_bytes").read_text().strip() == str(128 * MIB)
+        assert await machine.call("inside:allocate", 120 * MIB) == "MemoryError"
+        # Up to what it had at its start nobody needs a privilege, because its group bounds it.
+        assert await change(storage=256 * MIB) == ""
+        assert await machine.call("inside:allocate", 100 * MIB) == f"has {100 * MIB}"
+        assert "private memory" in await change(storage=1 * MIB)
+        if present["memory"].version == 1:
+            assert (folders["memory"] / "memory.limit_in_bytes").read_text().strip() == str(256 * MIB)
+        why = await change(storage=512 * MIB)
+        assert not why or "CAP_SYS_RESOURCE" in why
+        assert await machine.call("inside:allocate", 400 * MIB) == ("MemoryError" if why else f"has {400 * MIB}")
+        assert await system.order("set_limits", machine="ONE", generation=9, limits={}) == "it does not run"
+        await system.end()
+
+
+async def test_storage_changes_in_place_without_groups(start: Start) -> None:
+    system = await start()
+    with trio.fail_after(PATIENCE):
+        machine = await system.spawn("ONE", storage=256 * MIB, code=[PROGRAMS])
+        order: dict[str, Any] = {"machine": "ONE", "generation": 1}
+        assert await system.order("set_limits", **order, limits={"storage": 128 * MIB}) == ""
+        assert await machine.call("inside:allocate", 120 * MIB) == "MemoryError"
+        soft, hard = await machine.call("resource:getrlimit", resource.RLIMIT_DATA)
+        assert soft == hard == 128 * MIB
+        assert await system.order("set_limits", **order, limits={"share": 50, "largest_share": 100}) == ""
+        assert await system.order("set_limits", **order, limits={"share": 200, "largest_share": 100}) != ""
+        await system.end()
 
 
 async def test_without_groups_the_report_says_what_is_missing(start: Start) -> None:
@@ -490,3 +610,12 @@ async def test_without_groups_the_report_says_what_is_missing(start: Start) -> N
 def system_groups(name: str) -> list[pathlib.Path]:
     folders = {found.folder for found in present.values() if found.version}
     return [path for folder in folders for path in pathlib.Path(folder).glob(f"retinue-{name}-*")]
+
+
+def system_folders(name: str) -> dict[str, str]:
+    return {
+        found.controller: str(path)
+        for found in present.values()
+        if found.version
+        for path in pathlib.Path(found.folder).glob(f"retinue-{name}-*")
+    }

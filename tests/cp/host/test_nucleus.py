@@ -111,29 +111,6 @@ async def test_nucleus_killed_in_a_storm_of_births_leaves_nobody(start: Start) -
         await system.all_gone()
 
 
-async def test_killed_cp_ends_the_system_and_the_state_folder_says_why(start: Start) -> None:
-    system = await start(network=True)
-    with trio.fail_after(PATIENCE):
-        await spawn_many(system, 3)
-        await system.spawn("NET", network=True)
-        os.kill(system.cp_pid, signal.SIGKILL)
-        assert await system.wait() == 1
-        await system.all_gone()
-        with pytest.raises(EOFError):
-            await system.news("exit")
-    end = system.end_text()
-    assert (end["how"], end["text"]) == ("cp-died", "the control program was killed by SIGKILL")
-    assert not system.runtime.exists()
-
-
-async def test_cp_that_leaves_without_a_word_has_died(start: Start) -> None:
-    system = await start()
-    with trio.fail_after(PATIENCE):
-        system.post("exit", status=7)
-        assert await system.wait() == 1
-    assert system.end_text()["text"] == "the control program exited with status 7"
-
-
 @pytest.mark.parametrize("kind", ["sealed", "network"])
 async def test_killed_saved_system_takes_its_machines_along_and_the_cp_is_told(start: Start, kind: str) -> None:
     system = await start(network=True)
@@ -404,6 +381,9 @@ async def test_saved_systems_hold_one_thread_and_no_descriptor_they_need_not(sta
 async def test_nucleus_keeps_no_descriptor_of_a_machine_that_ended(start: Start) -> None:
     system = await start()
     with trio.fail_after(PATIENCE):
+        first = await system.spawn("FIRST")  # by then the nucleus has heard all that the CP has said to it
+        await first.send("os:_exit", 0)
+        await system.news("exit")
         before = (
             descriptors(system.nucleus.pid),
             descriptors(pid_of(system, "saved-sealed")),

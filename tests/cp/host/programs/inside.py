@@ -8,6 +8,7 @@ import sqlite3
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import trio
@@ -112,3 +113,10 @@ def listen_on_a_low_port() -> int:
             listener.listen()
             return port
     raise OSError(errno.EADDRINUSE, "every low port is taken")
+
+
+def compute(seconds: float) -> None:
+    """Use the processor for so long."""
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        pass
