@@ -41,6 +41,11 @@ class Broadcast:
         self._ended = False
         self._left = trio.lowlevel.ParkingLot()
 
+    @property
+    def followed(self) -> bool:
+        """Whether there is anybody to publish for."""
+        return bool(self._followers) and not self._ended
+
     def publish(self, item: Any) -> None:
         if not self._ended:
             for follower in self._followers:

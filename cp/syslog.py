@@ -2,35 +2,31 @@
 
 Each machine writes into a descriptor whose other end is held here; it is read even when nobody wants the records and
 after the machine has died, so that a last word is kept. The control program stamps machine, generation and a sequence
-number. Records go to the followers, into a ring (for the system without a SYSLOG machine, and for the minutes in which
-it is not there) and, if the topology names one, to the machine that keeps them.
+number. Records go into the journal, which the next control program finds if this one is killed
+(:mod:`retinue.cp.journal`), then to the followers and, if the topology names one, to the machine that keeps them.
 """
 
-import heapq
+import fcntl
 import itertools
 import select
 import socket
+import termios
 import time
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
-import attrs
 import trio
 
 from retinue.cp.broadcast import Broadcast
-from retinue.cp.ring import Record, Ring
+from retinue.cp.journal import Journal
+from retinue.cp.ring import OVERHEAD, Record
 from retinue.cp.secrets import NO_SECRETS, Secrets
+from retinue.cp.source import Source
+from retinue.cp.tape import record_of
 from retinue.pipes import Path, PathError, ProtocolViolation, Rejected, wire
+from retinue.pipes.beat import Beat, read_beat
 
-# Records kept here of each machine, and their bytes: enough to explain a bad minute of it. Each has a ring of its own,
-# so that one that floods does not drive out what others said.
-RING: Final = 2_000
-RING_ROOM: Final = 2 * 1024 * 1024
-# Records that wait for the SYSLOG machine while it is away; what is older is dropped, and counted.
-BACKLOG: Final = 50_000
-BACKLOG_ROOM: Final = 32 * 1024 * 1024
 # Records in one message to SYSLOG: large enough that a transaction pays, small enough to be written in milliseconds.
 BATCH: Final = 500
 BATCH_ROOM: Final = 1024 * 1024
@@ -45,6 +41,8 @@ PAUSE: Final = 0.005
 GATHER: Final = 0.05
 # Packets or records read from one machine before the others get their turn.
 TURN: Final = 256
+# Bytes of packets that are committed together: a commit costs as much as a record.
+COMMIT: Final = 64 * 1024
 # Characters of one line of raw console text; a longer one becomes several records.
 MAX_LINE: Final = 8 * 1024
 # Lines of one packet of console text that become a record each; the rest of them come together in records of MAX_LINE.
@@ -53,8 +51,6 @@ MAX_LINES: Final = 256
 # Values in the fields of one record, and how deep they may be nested: more costs every reader more than it tells.
 MAX_VALUES: Final = 256
 MAX_DEPTH: Final = 8
-# Empty packets in a row after which a hung-up descriptor has certainly nothing more: more than fit its buffer.
-EMPTY: Final = 1024
 
 # No record is from after the year 5138: a time beyond it is no time, and would not format as one.
 LATEST: Final = 1e11
@@ -64,34 +60,33 @@ OURS: Final = "retinue.cp"
 
 NOTICE, WARNING, ERROR, CRITICAL, INFO = 5, 4, 3, 2, 6
 
-
-@attrs.define
-class _Source:
-    """What is remembered of one machine's descriptor: the last number seen, and a console line without its end."""
-
-    machine: str
-    generation: int
-    number: int = 0
-    line: str = ""
-    decoder: wire.Decoder = attrs.field(factory=wire.Decoder)
+# The head of a SEND frame without descriptors; never the first byte of a text in UTF-8.
+_SEND: Final = 0x93
+Body = list[Any]  # of a record: time, severity, logger, message, fields
 
 
 class Syslog:
-    """Takes, stamps and hands on the records of one system."""
+    """Takes, stamps and hands on the records of one system.
 
-    def __init__(self, secrets: Secrets = NO_SECRETS) -> None:
+    With an adopted ``journal`` it goes on where its predecessor was killed: with its run, its numbers and its records,
+    and with the packets that it had received. Without one, records end with this process.
+    """
+
+    def __init__(self, secrets: Secrets = NO_SECRETS, journal: Journal | None = None) -> None:
         self._secrets = secrets
-        self.run = uuid.uuid4().hex
+        self.journal = Journal.private() if journal is None else journal
+        """Where they are; its descriptor is for the nucleus to keep."""
+        self.run = self.journal.run
         """Tells the records of this run of the system from those of others: sequence numbers begin anew."""
-        self._last = 0
-        self._rings: dict[str, Ring] = {}
-        self._buffer = memoryview(bytearray(wire.MAX_PACKET))
+        self._decoder = wire.Decoder()
         self.broadcast = Broadcast()
-        self._backlog: Ring | None = None
-        self._dropped = 0
         self._came = trio.Event()
         self._stored = trio.Event()
         self._urgent = 0  # how many wait for everything to be stored
+        if (left := self.journal.left) is not None:
+            source, packets = left
+            for packet in packets:
+                self._packets(source, [packet], None, poisonous=not self.journal.try_next())
 
     # -- taking ----------------------------------------------------------------------------------------------------
 
@@ -99,145 +94,238 @@ class Syslog:
         self, severity: int, message: str, *, machine: str = "CP", generation: int = 0, fields: Any = None
     ) -> Record:
         """A record of the control program's own, or one it writes for a machine."""
+        return self._write(severity, message, machine, generation, fields or {})
+
+    def _write(
+        self, severity: int, message: str, machine: str, generation: int, fields: Any, *, told: bool = False
+    ) -> Record:
+        body = self._ours(severity, message, fields)
+        seq = self.journal.append(machine, generation, [body], told=told)
+        self._publish(machine, generation, seq, [body])
+        return record_of(seq, machine, generation, body)
+
+    def _ours(self, severity: int, message: str, fields: Any) -> Body:
         # An error text may hold the raw bytes of a file's name, which no message can carry.
         text = message.encode("utf-8", "backslashreplace").decode()
-        return self._take(machine, generation, time.time(), severity, OURS, text, fields or {})
+        body = [time.time(), severity, OURS, text, fields]
+        self._secrets.hide_in(body)
+        return body
 
-    def _take(
-        self, machine: str, generation: int, when: float, severity: int, logger: str, message: str, fields: Any
-    ) -> Record:
-        # Here every record passes, and nobody has it yet.
-        message, logger = self._secrets.hide(message), self._secrets.hide(logger)
-        fields, _ = self._secrets.hide_in(fields)
-        record = {
-            "seq": self._last + 1,
-            "time": when,
-            "machine": machine,
-            "generation": generation,
-            "severity": severity,
-            "logger": logger,
-            "message": message,
-            "fields": fields,
-        }
-        self._last += 1
-        self._ring_of(machine).append(record)
-        if self._backlog is not None:
-            self._dropped += self._backlog.append(record)
-            self._came.set()
-        self.broadcast.publish(["record", record])
-        return record
+    def _publish(self, machine: str, generation: int, first: int, bodies: Iterable[Body]) -> None:
+        """Hand on what is in the journal."""
+        self._came.set()
+        if self.broadcast.followed:
+            for seq, body in enumerate(bodies, first):
+                self.broadcast.publish(["record", record_of(seq, machine, generation, body)])
 
-    async def read(self, machine: str, generation: int, sock: socket.socket) -> None:
-        """Read one machine's descriptor until its last holder is gone; takes the socket over."""
-        source = _Source(machine, generation)
-        with sock:
-            sock.setblocking(False)
-            buffer = self._buffer  # shared: nothing in it is kept over a checkpoint
-            empty = 0
-            while True:
-                await trio.lowlevel.wait_readable(sock)
-                end_of_turn = self._last + TURN
-                pause = 0.0
-                for _ in range(TURN):
-                    if self._last >= end_of_turn:
+    async def read(
+        self, machine: str, generation: int, sock: socket.socket, beat: Callable[[Beat], None] | None = None
+    ) -> None:
+        """Read one machine's descriptor until its last holder is gone; takes the socket over.
+
+        Goes on where the reader of a control program that was killed has stopped, if there was one. Others may hold
+        duplicates of the socket: what ends it is that nobody can write any more. ``beat`` gets the heartbeats.
+        """
+        source = self._source(machine, generation)
+        source.reading = True
+        try:
+            with sock:
+                sock.setblocking(False)
+                while True:
+                    await trio.lowlevel.wait_readable(sock)
+                    pause = self._turn(source, sock, beat)
+                    if pause is None:
                         break
-                    try:
-                        count, _, flags, _ = sock.recvmsg_into([buffer])
-                    except BlockingIOError:
-                        pause = PAUSE
-                        break
-                    except ConnectionResetError:
-                        continue
-                    empty = empty + 1 if count == 0 else 0
-                    if empty > EMPTY and _hung_up(sock):
-                        self._end_line(source)
-                        return
-                    self._packet(source, buffer[:count])
-                    if flags & socket.MSG_TRUNC:
-                        text = f"-- a line of {machine} was cut: it wrote more than {wire.MAX_PACKET} bytes at once --"
-                        self.write(WARNING, text, machine=machine, generation=generation)
-                await trio.sleep(pause)
+                    await trio.sleep(pause)
+            self._end(source)
+        finally:
+            source.reading = False
 
-    def _packet(self, source: _Source, untrusted_packet: memoryview) -> None:
-        # 0x93 is the head of a SEND frame and never the first byte of a text in UTF-8.
-        if not untrusted_packet or untrusted_packet[0] != 0x93:
-            self._console(source, untrusted_packet)
+    def _source(self, machine: str, generation: int) -> Source:
+        try:
+            return self.journal.source(machine, generation)
+        except OSError:
+            for source in self.unread():
+                self._end(source)
+            return self.journal.source(machine, generation)
+
+    def _turn(self, source: Source, sock: socket.socket, beat: Callable[[Beat], None] | None) -> float | None:
+        """Read what there is, if it is not too much; returns the seconds until the next turn, at the end None."""
+        journal = self.journal
+        left = TURN
+        while left > 0:
+            before, slots = journal.last, source.slots
+            packets = journal.receive(source, sock)
+            if packets is None:
+                return PAUSE
+            if packets:
+                self._packets(source, packets, beat)
+                if not packets[-1][0] and _ended(sock):
+                    return None
+                made = journal.last - before
+                source.trust(made <= TURN)
+                left -= max(made, len(packets))
+                if len(packets) < slots:
+                    return PAUSE
+        return 0.0
+
+    def _packets(
+        self,
+        source: Source,
+        untrusted_packets: Sequence[tuple[memoryview | bytes, bool]],
+        beat: Callable[[Beat], None] | None,
+        *,
+        poisonous: bool = False,
+    ) -> None:
+        """Make records of packets that are in the journal's intake."""
+        bodies: list[Body] = []
+        beats: list[Beat] = []
+        done = size = 0
+        frames = None if poisonous else self._decode(untrusted_packets)
+        for place, (packet, cut) in enumerate(untrusted_packets):
+            if frames is not None:
+                self._frames(source, packet, [frames[place]], bodies)
+            elif poisonous:
+                text = f"-- a packet of {source.machine} was not read as records: control programs died with it --"
+                bodies.append(self._ours(CRITICAL, text, {}))
+                self._console(source, bytes(packet) + b"\n", bodies)
+            else:
+                self._packet(source, packet, bodies, beats)
+            if cut:
+                text = f"-- a line of {source.machine} was cut: it wrote more than {wire.MAX_PACKET} bytes at once --"
+                bodies.append(self._ours(WARNING, text, {}))
+            done += 1
+            size += len(packet)
+            if size >= COMMIT:
+                self._commit(source, bodies, done)
+                bodies, done, size = [], 0, 0
+        if done:
+            self._commit(source, bodies, done)
+        if beats and beat is not None:
+            beat(beats[-1])
+
+    def _decode(self, untrusted_packets: Sequence[tuple[memoryview | bytes, bool]]) -> list[wire.Frame] | None:
+        """The frames of packets that are one each, all at once: that costs a third. None when they may be others."""
+        for packet, cut in untrusted_packets:
+            if not packet or packet[0] != _SEND or cut:
+                return None
+        whole = b"".join([packet for packet, _ in untrusted_packets])
+        if len(whole) > wire.MAX_PACKET:
+            return None
+        try:
+            frames = self._decoder.decode(whole)
+        except ProtocolViolation:
+            return None
+        return frames if len(frames) == len(untrusted_packets) else None
+
+    def _commit(self, source: Source, bodies: list[Body], done: int, *, ends: bool = False) -> None:
+        machine, generation = source.machine, source.generation
+        first = self.journal.append(machine, generation, bodies, source=source, done=done, ends=ends)
+        if bodies:
+            self._publish(machine, generation, first, bodies)
+
+    def _packet(
+        self, source: Source, untrusted_packet: memoryview | bytes, bodies: list[Body], beats: list[Beat]
+    ) -> None:
+        if not untrusted_packet or untrusted_packet[0] != _SEND:
+            self._console(source, untrusted_packet, bodies)
             return
         try:
-            frames = source.decoder.decode(untrusted_packet)
+            frames = self._decoder.decode(untrusted_packet)
         except ProtocolViolation:
-            source.decoder = wire.Decoder()
-            self._console(source, untrusted_packet)
+            if (heartbeat := read_beat(untrusted_packet)) is not None:
+                beats.append(heartbeat)
+            else:
+                self._console(source, untrusted_packet, bodies)
             return
-        for frame in frames:
-            record = _checked(frame)
-            if record is None:
-                self._console(source, untrusted_packet)
-                return
-            self._gap(source, frame[1])
-            self._take(source.machine, source.generation, *record)
+        self._frames(source, untrusted_packet, frames, bodies)
 
-    def _gap(self, source: _Source, untrusted_number: int) -> None:
+    def _frames(
+        self, source: Source, untrusted_packet: memoryview | bytes, frames: list[wire.Frame], bodies: list[Body]
+    ) -> None:
+        for frame in frames:
+            body = _checked(frame)
+            if body is None:
+                self._console(source, untrusted_packet, bodies)
+                return
+            number = frame[1]
+            if number != source.number + 1:
+                self._gap(source, number, bodies)
+            source.number = number
+            self._secrets.hide_in(body)  # here every record of a machine passes, and nobody has it yet
+            bodies.append(body)
+
+    def _gap(self, source: Source, untrusted_number: int, bodies: list[Body]) -> None:
         missing = untrusted_number - source.number - 1
-        source.number = untrusted_number
         if missing > 0:
             text = f"-- {missing} records of {source.machine} lost: its log descriptor was full --"
-            self.write(
-                WARNING,
-                text,
-                machine=source.machine,
-                generation=source.generation,
-                fields={"lost": min(missing, 2**53)},
-            )
+            bodies.append(self._ours(WARNING, text, {"lost": min(missing, 2**53)}))
 
-    def _console(self, source: _Source, untrusted_text: memoryview) -> None:
+    def _console(self, source: Source, untrusted_text: memoryview | bytes, bodies: list[Body]) -> None:
         *lines, source.line = (source.line + bytes(untrusted_text).decode("utf-8", "backslashreplace")).split("\n")
         if len(source.line) > MAX_LINE:
             lines.append(source.line)
             source.line = ""
         for line in lines[:MAX_LINES]:
-            self._line(source, line)
+            self._line(line, bodies)
         if rest := "\n".join(lines[MAX_LINES:]):
-            self._line(source, rest)
+            self._line(rest, bodies)
 
-    def _end_line(self, source: _Source) -> None:
-        if source.line:
-            self._line(source, source.line)
-            source.line = ""
-
-    def _line(self, source: _Source, line: str) -> None:
+    def _line(self, line: str, bodies: list[Body]) -> None:
         line = self._secrets.hide(line)  # before it is cut
         for start in range(0, max(len(line), 1), MAX_LINE):
-            part = line[start : start + MAX_LINE]
-            self._take(source.machine, source.generation, time.time(), NOTICE, "console", part, {})
+            bodies.append([time.time(), NOTICE, "console", line[start : start + MAX_LINE], {}])
+
+    def _end(self, source: Source) -> None:
+        bodies: list[Body] = []
+        if source.line:
+            self._line(source.line, bodies)
+            source.line = ""
+        self._commit(source, bodies, 0, ends=True)
+
+    def unread(self) -> list[Source]:
+        """Machines' descriptors that were not read to their end, and which nobody reads now."""
+        return [source for source in self.journal.sources if not source.reading]
+
+    def end(self, machine: str, generation: int) -> None:
+        """A descriptor will not be read any more: its last line is one, even without an end."""
+        for source in self.unread():
+            if (source.machine, source.generation) == (machine, generation):
+                self._end(source)
 
     # -- giving ----------------------------------------------------------------------------------------------------
 
     def recent(self, machine: str | None, count: int, *, after: int = 0) -> list[Record]:
         """The newest records there are here, oldest first, of one machine or of all."""
-        rings = self._rings.values() if machine is None else [self._ring_of(machine)]
-        newest_first = heapq.merge(*map(reversed, rings), key=lambda record: -record["seq"])
-        found = list(itertools.takewhile(lambda record: record["seq"] > after, itertools.islice(newest_first, count)))
+        found = [*itertools.islice(self.journal.newest(machine, after=after), max(count, 0))]
         found.reverse()
         return found
 
+    def since(self, after: int, machine: str | None = None, *, most: int = BATCH) -> list[Record]:
+        """The oldest records there are here after a number, also one of an earlier control program: a page of them.
+
+        Numbers of all machines follow each other: of those that are missing among all, nothing is here any more.
+        """
+        page: list[Record] = []
+        room = BATCH_ROOM
+        for size, record in self.journal.oldest(machine, after=after):
+            room -= size + OVERHEAD
+            if page and (room < 0 or len(page) >= most):
+                break
+            page.append(record)
+        return page
+
     def last_complaint(self, machine: str, generation: int) -> str | None:
         """The last line of a machine's newest record that is an error or worse."""
-        for record in reversed(self.recent(machine, 100)):
+        for record in itertools.islice(self.journal.newest(machine), 100):
             if record["generation"] == generation and record["severity"] <= ERROR:
                 return str(record["message"]).rstrip().rpartition("\n")[2][:500]
         return None
 
-    def _ring_of(self, machine: str) -> Ring:
-        ring = self._rings.get(machine)
-        if ring is None:
-            ring = self._rings[machine] = Ring(RING, RING_ROOM)
-        return ring
-
     @property
     def last(self) -> int:
         """The sequence number of the newest record; 0 before the first."""
-        return self._last
+        return self.journal.last
 
     # -- keeping ---------------------------------------------------------------------------------------------------
 
@@ -245,9 +333,10 @@ class Syslog:
         """Hand every record, from the first one on, to the machine that keeps them; runs until it is cancelled.
 
         ``connect`` opens a path to that machine, waiting while it is not there. A batch leaves the backlog when the
-        machine has answered that it is stored.
+        machine has answered that it is stored. It is offered again by the next control program if this one is killed
+        before it has taken note of the answer: a record is known by its run and its number.
         """
-        self._backlog = Ring(BACKLOG, BACKLOG_ROOM, self.recent(None, BACKLOG))
+        self.journal.keep()
         while True:
             try:
                 async with connect() as path:
@@ -257,26 +346,25 @@ class Syslog:
             await trio.sleep(AGAIN)
 
     async def _pour(self, path: Path) -> None:
-        backlog = self._backlog
-        assert backlog is not None
+        journal = self.journal
         while True:
-            while not backlog and not self._dropped:
+            while not journal.unkept and not journal.lost:
                 self._came = trio.Event()
                 await self._came.wait()
-            if self._dropped:
-                dropped, self._dropped = self._dropped, 0
-                text = f"-- {dropped} records lost: the syslog machine was away for too long --"
-                self.write(WARNING, text, fields={"lost": dropped})
-            if len(backlog) < BATCH and not self._urgent:
+            for machine, lost in journal.lost.items():
+                text = f"-- {lost} records of {machine} lost: the syslog machine was away for too long --"
+                self._write(WARNING, text, machine, 0, {"lost": lost}, told=True)
+            if journal.unkept < BATCH and not self._urgent:
                 await trio.sleep(GATHER)
-            batch = backlog.oldest(BATCH, BATCH_ROOM)
+            batch = self.since(journal.stored)
+            journal.offered = batch[-1]["seq"]
             try:
                 await path.call(["store", {"run": self.run, "records": batch}])
             except Rejected:
                 # It said why in a record of its own; the batch stays here until its disk takes it.
                 await trio.sleep(RETRY)
                 continue
-            backlog.drop_to(batch[-1]["seq"])
+            journal.store(batch)
             self._stored.set()
             self._stored = trio.Event()
 
@@ -285,7 +373,7 @@ class Syslog:
         last = self.last
         self._urgent += 1
         try:
-            while self._backlog and self._backlog.first <= last:
+            while self.journal.keeping and self.unkept and self.journal.stored < last:
                 await self._stored.wait()
         finally:
             self._urgent -= 1
@@ -293,19 +381,22 @@ class Syslog:
     @property
     def unkept(self) -> int:
         """How many records wait for the machine that keeps them."""
-        return len(self._backlog) if self._backlog is not None else 0
+        return self.journal.unkept if self.journal.keeping else 0
 
 
-def _hung_up(sock: socket.socket) -> bool:
-    """Whether nobody can write any more; an empty read may also be an empty packet, with others after it."""
+def _ended(sock: socket.socket) -> bool:
+    """Whether nobody can write any more and all was read; an empty read may also be an empty packet before others."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
-    return any(event & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0))
+    if not any(event & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0)):
+        return False
+    # Of SOCK_SEQPACKET the kernel tells the bytes of all packets (unix(7), SIOCINQ).
+    return fcntl.ioctl(sock, termios.FIONREAD, bytes(4)) == bytes(4)
 
 
-def _checked(untrusted_frame: wire.Frame) -> tuple[float, int, str, str, dict[str, Any]] | None:
-    """The content of a record's frame, or None when it is something else."""
-    if untrusted_frame[0] != wire.Kind.SEND or len(untrusted_frame) != 3:
+def _checked(untrusted_frame: wire.Frame) -> Body | None:
+    """The body of a record's frame, or None when it is something else."""
+    if len(untrusted_frame) != 3 or untrusted_frame[0] != 1 or untrusted_frame[1] < 0:  # a SEND
         return None
     body = untrusted_frame[2]
     if type(body) is not list or len(body) != 5:
@@ -317,11 +408,13 @@ def _checked(untrusted_frame: wire.Frame) -> tuple[float, int, str, str, dict[st
         return None
     if not 0.0 <= when < LATEST:
         return None
-    if not _modest(fields):
-        fields = {"cut": f"more than {MAX_VALUES} values, deeper than {MAX_DEPTH}, or keys that are no texts"}
+    if fields and not _modest(fields):
+        body[4] = {"cut": f"more than {MAX_VALUES} values, deeper than {MAX_DEPTH}, or keys that are no texts"}
     if logger.startswith(OURS):
-        logger = f"not {logger}"
-    return when, severity, logger[:256], message, fields
+        body[2] = f"not {logger}"[:256]
+    elif len(logger) > 256:
+        body[2] = logger[:256]
+    return body
 
 
 def checked_records(untrusted_answer: Any) -> list[Record]:
@@ -356,6 +449,11 @@ def _is_record(untrusted: Any) -> bool:
 
 def _modest(untrusted_fields: dict[Any, Any]) -> bool:
     """Whether fields are few and flat enough to be carried on and stored as they are."""
+    for key, value in untrusted_fields.items():
+        if type(key) is not str or type(value) is dict or type(value) is list:
+            break
+    else:
+        return len(untrusted_fields) <= MAX_VALUES
     left = MAX_VALUES
     level: list[Any] = [untrusted_fields]
     for _ in range(MAX_DEPTH):

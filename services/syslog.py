@@ -10,7 +10,8 @@ Edges
     Uses none. Provides: the control program hands it records and asks for them; see :func:`handle` for the two verbs.
 
 A batch is one transaction and is answered after the commit, so what was answered survives a kill -9. A batch that comes
-again (its answer was lost with the machine) is stored once: a record is known by its run and its sequence number.
+again (its answer was lost with the machine, or with the control program) is stored once: a record is known by its run
+and its sequence number.
 """
 
 import contextlib

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -14,10 +15,16 @@ import trio.testing
 from tests.leaks import assert_none_left, descriptors
 
 from retinue.cp import syslog as module
+from retinue.cp.journal import KEEP, LEAST_ROOM, Journal
 from retinue.cp.ring import Record
-from retinue.cp.syslog import BACKLOG, MAX_LINE, MAX_LINES, RING, Syslog, checked_records
+from retinue.cp.syslog import MAX_LINE, MAX_LINES, Syslog, checked_records
+from retinue.cp.tape import BLOCK
 from retinue.pipes import Message, Path, Rejected, SocketTransport, memory_pair, open_path, socket_pair, wire
+from retinue.pipes.beat import Beat
 from retinue.svm.log import LogWriter
+
+# More records than any test makes.
+EVERYTHING = 1_000_000
 
 
 async def hear(log: Syslog, *packets: bytes, machine: str = "M", generation: int = 1) -> list[Record]:
@@ -35,7 +42,7 @@ async def hear(log: Syslog, *packets: bytes, machine: str = "M", generation: int
                             break
                         except BlockingIOError:
                             await trio.lowlevel.wait_writable(theirs)
-    return log.recent(None, RING, after=first)
+    return log.recent(None, EVERYTHING, after=first)
 
 
 def frame(number: int, body: Any) -> bytes:
@@ -298,24 +305,23 @@ async def test_recent_records() -> None:
 
 
 async def test_memory_for_records_is_bounded() -> None:
-    """By their number and by their size."""
+    """By their size; the newest are there."""
     log = Syslog()
-    for number in range(RING + 5):
-        log.write(5, str(number))
-    assert len(log.recent(None, RING * 2)) == RING
-    for _ in range(1000):
-        log.write(5, "x" * 30_000)
-    assert sum(map(len, messages(log.recent(None, RING)))) <= module.RING_ROOM
+    for number in range(1000):
+        log.write(5, f"{number} " + "x" * 10_000)
+    found = messages(log.recent(None, EVERYTHING))
+    assert BLOCK * (KEEP - 1) - 10_000 * KEEP <= sum(map(len, found)) <= BLOCK * KEEP
+    assert [int(text.split()[0]) for text in found] == [*range(1000 - len(found), 1000)]
 
 
 async def test_machine_that_floods_does_not_drive_out_the_others() -> None:
-    """Each has a ring of its own; together they come in the order in which they were taken."""
-    log = Syslog()
+    """Each has room of its own; together they come in the order in which they were taken."""
+    log = Syslog(journal=Journal.private(LEAST_ROOM))
     log.write(5, "quiet", machine="QUIET")
-    for number in range(RING * 2):
-        log.write(5, str(number), machine="LOUD")
+    for number in range(2000):
+        log.write(5, f"{number} " + "x" * 10_000, machine="LOUD")
     assert messages(log.recent("QUIET", 10)) == ["quiet"]
-    everything = log.recent(None, RING * 2)
+    everything = log.recent(None, EVERYTHING)
     assert everything[0]["message"] == "quiet"
     assert [record["seq"] for record in everything] == sorted(record["seq"] for record in everything)
 
@@ -503,23 +509,28 @@ async def test_keeper_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_records_dropped_from_a_full_backlog_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oldest go; when the keeper is back one record says how many."""
-    log, keeper = Syslog(), Keeper()
-    monkeypatch.setattr(module, "BACKLOG", 100)
+    """The oldest of whoever has said most go; when the keeper is back a record of each machine says how many."""
+    log, keeper = Syslog(journal=Journal.private(LEAST_ROOM)), Keeper()
     go = trio.Event()
     keeper.before = go.wait
     async with keeping(log, keeper, monkeypatch):
-        for number in range(350):
-            log.write(5, str(number))
-        assert log.unkept == 100
+        for number in range(50):
+            log.write(5, f"quiet {number}", machine="QUIET")
+        for number in range(2000):
+            log.write(5, f"{number} " + "x" * 10_000, machine="LOUD")
+        assert (log.unkept - 50) * 10_000 <= LEAST_ROOM
         go.set()
         await log.settle()
         await trio.testing.wait_all_tasks_blocked()
         await log.settle()
-    assert BACKLOG > 100
-    lost = [each["fields"]["lost"] for each in keeper.stored if "records lost" in each["message"]]
-    plain = [each for each in keeper.stored if "records lost" not in each["message"]]
-    assert sum(lost) + len(plain) == 350
+    lost = [each for each in keeper.stored if "lost" in each["message"]]
+    assert [(each["machine"], each["logger"]) for each in lost] == [("LOUD", "retinue.cp")]
+    stored = [each for each in keeper.stored if each["machine"] == "LOUD" and "lost" not in each["message"]]
+    assert lost[0]["fields"]["lost"] + len(stored) == 2000
+    assert len(stored) > 500
+    assert [each["message"] for each in keeper.stored if each["machine"] == "QUIET"] == [
+        f"quiet {n}" for n in range(50)
+    ]
 
 
 async def test_reading_ends_with_the_transport() -> None:
@@ -530,3 +541,177 @@ async def test_reading_ends_with_the_transport() -> None:
     with trio.fail_after(5):
         await log.read("M", 1, ours)
     assert log.last == 0
+
+
+# -- heartbeats --------------------------------------------------------------------------------------------------------
+
+
+def heartbeat(*body: Any) -> bytes:
+    return wire.encode([wire.Kind.SEND, 0, ["heartbeat", *body]])
+
+
+async def hear_beats(*packets: bytes) -> tuple[list[Beat], list[Record]]:
+    """The heartbeats and the records in packets that came one by one."""
+    log = Syslog()
+    beats: list[Beat] = []
+    for packet in packets:
+        ours, theirs = socket_pair()
+        theirs.send(packet)
+        theirs.close()
+        with trio.fail_after(5):
+            await log.read("M", 1, ours, beats.append)
+    return beats, log.recent(None, EVERYTHING)
+
+
+async def test_heartbeats_are_no_records() -> None:
+    """They have no number; whoever watches the machine gets them."""
+    beats, records = await hear_beats(heartbeat(7, 1.5, 0.0), record(1), heartbeat(2**63 - 1, 0.0, 1e6))
+    assert beats == [Beat(7, 1.5, 0.0), Beat(2**63 - 1, 0.0, 1e6)]
+    assert messages(records) == ["m"]
+
+
+async def test_heartbeats_between_records() -> None:
+    """Of those that come together the last one counts; no record is lost beside them, and no number is missing."""
+    log = Syslog()
+    beats: list[Beat] = []
+    ours, theirs = socket_pair()
+    for number in range(1, 40):
+        theirs.send(record(number, str(number)))
+        theirs.send(heartbeat(number, 0.5, 0.25))
+    theirs.close()
+    with trio.fail_after(5):
+        await log.read("M", 1, ours, beats.append)
+    assert messages(log.recent(None, EVERYTHING)) == [str(number) for number in range(1, 40)]
+    assert beats[-1] == Beat(39, 0.5, 0.25)
+    assert len(beats) < 39
+
+
+async def test_heartbeats_that_nobody_wants_are_nothing() -> None:
+    """They are no text of the console."""
+    assert await hear(Syslog(), heartbeat(1, 0.5, 0.5)) == []
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        heartbeat(),
+        heartbeat(1, 1.0),
+        heartbeat(1, 1.0, 1.0, 1.0),
+        heartbeat(-1, 1.0, 1.0),
+        heartbeat(2**63, 1.0, 1.0),
+        heartbeat(True, 1.0, 1.0),
+        heartbeat(1.0, 1.0, 1.0),
+        heartbeat(1, -1.0, 1.0),
+        heartbeat(1, float("nan"), 1.0),
+        heartbeat(1, 1.0, float("inf")),
+        heartbeat(1, 1, 1.0),
+        heartbeat([1], None, {}),
+        heartbeat(1, 1.0, 1.0) * 2,
+        heartbeat(1, 1.0, 1.0) + record(1),
+        heartbeat(1, 1.0, 1.0)[:-1],
+        wire.encode([wire.Kind.SEND, 0, [1.5, 6, "x", "m", {}]]),
+        b"\x93\x01\x00",
+    ],
+    ids=lambda packet: ascii(packet)[:40],
+)
+async def test_heartbeat_that_is_none_is_console_text(packet: bytes) -> None:
+    """What a machine says of itself is looked at like everything that it says."""
+    beats, records = await hear_beats(packet)
+    assert beats == []
+    assert {each["logger"] for each in records} == {"console"}
+
+
+# -- across control programs -------------------------------------------------------------------------------------------
+
+
+def successor(log: Syslog) -> Syslog:
+    """The control program after this one, which did nothing more."""
+    return Syslog(journal=Journal.adopt(os.dup(log.journal.fileno())))
+
+
+async def test_reading_goes_on_in_the_next_control_program() -> None:
+    """With the number, the line and the gap; the machine sees nothing of it."""
+    log = Syslog(journal=Journal.create())
+    ours, theirs = socket_pair()
+    held = ours.dup()
+    theirs.send(record(1, "one"))
+    theirs.send(b"half a ")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(log.read, "M", 1, ours)
+        while log.last < 1:
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    theirs.send(b"line\n")
+    theirs.send(record(2, "two"))
+    theirs.send(record(5, "five"))
+    theirs.close()
+    then = successor(log)
+    assert (then.run, then.last, [source.machine for source in then.unread()]) == (log.run, 1, ["M"])
+    with trio.fail_after(5):
+        await then.read("M", 1, held)
+    found = then.recent(None, EVERYTHING)
+    lost = "-- 2 records of M lost: its log descriptor was full --"
+    assert messages(found) == ["one", "half a line", "two", lost, "five"]
+    assert [each["seq"] for each in found] == [1, 2, 3, 4, 5]
+    assert then.unread() == []
+
+
+async def test_descriptor_that_nobody_reads_any_more_is_ended() -> None:
+    """The machine has died with its control program, and its descriptor is gone."""
+    log = Syslog(journal=Journal.create())
+    ours, theirs = socket_pair()
+    with theirs:
+        theirs.send(b"last words")
+        log._turn(log._source("M", 1), ours, None)
+    ours.close()
+    then = successor(log)
+    then.end("M", 1)
+    assert messages(then.recent("M", 10)) == ["last words"]
+    assert then.unread() == []
+
+
+async def test_batch_whose_answer_died_with_the_control_program_is_offered_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The machine that keeps records knows them by run and number."""
+    log, keeper = Syslog(journal=Journal.create()), Keeper()
+    for number in range(10):
+        log.write(5, str(number))
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "store", lambda *_: None)  # killed before it took note
+        async with keeping(log, keeper, monkeypatch):
+            while not keeper.stored:
+                await trio.lowlevel.checkpoint()
+    then = successor(log)
+    assert then.unkept == 10
+    async with keeping(then, keeper, monkeypatch):
+        then.write(5, "more")
+        await then.settle()
+    assert sorted(set(keeper.seqs())) == [*range(1, 12)]
+    assert keeper.runs == {log.run}
+
+
+async def test_follower_that_comes_again_misses_nothing() -> None:
+    """Page by page from the last number it has seen, whoever took the records; then what is published."""
+    log = Syslog(journal=Journal.create())
+    for number in range(1, 2001):
+        log.write(5, str(number), machine="AB"[number % 2])
+    then = successor(log)
+    then.write(5, "2001", machine="A")
+    seen, after = [], 500
+    while page := then.since(after):
+        seen += messages(page)
+        after = page[-1]["seq"]
+    assert seen == [str(number) for number in range(501, 2002)]
+    assert messages(then.since(1990, "B", most=3)) == ["1991", "1993", "1995"]
+    assert then.since(2001) == []
+
+
+async def test_own_records_of_a_system_without_journal() -> None:
+    """Nothing of it outlives the process, and nothing is open for it."""
+    before = descriptors()
+    log = Syslog()
+    log.write(5, "x")
+    assert_none_left(before)
+    with pytest.raises(ValueError, match="ends with its process"):
+        log.journal.fileno()
