@@ -6,7 +6,7 @@ as its argument it puts it there.
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -59,7 +59,7 @@ def states() -> str:
         if before is not after and after is not State.SEVERED:
             label = what.name if isinstance(what, Kind) else what.value
             arrows.setdefault((before.name, after.name), []).append(label)
-    return "\n".join([*rows, "", *_diagram(next(iter(State)).name, arrows)])
+    return "\n".join([*rows, "", *mermaid(next(iter(State)).name, arrows)])
 
 
 def bindings() -> str:
@@ -70,39 +70,42 @@ def bindings() -> str:
     for (before, happening), after in BINDINGS.items():
         if before is not after:
             arrows.setdefault((before.name, after.name), []).append(happening.value)
-    return "\n".join([*rows, "", *_diagram(next(iter(Binding)).name, arrows)])
+    return "\n".join([*rows, "", *mermaid(next(iter(Binding)).name, arrows)])
 
 
-def _diagram(first: str, arrows: Mapping[tuple[str, str], list[str]]) -> list[str]:
+def mermaid(first: str, arrows: Mapping[tuple[str, str], list[str]]) -> list[str]:
+    """The lines of a diagram of states; ``arrows`` are what leads from one to another."""
     lines = [f"    {before} --> {after}: {', '.join(labels)}" for (before, after), labels in arrows.items()]
     return ["```mermaid", "stateDiagram-v2", f"    [*] --> {first}", *lines, "```"]
 
 
-SECTIONS: Final = {"states": states, "bindings": bindings}
+Sections = Mapping[str, Callable[[], str]]
+
+SECTIONS: Final[Sections] = {"states": states, "bindings": bindings}
 
 
-def drawn_into(page: str) -> str:
+def drawn_into(page: str, sections: Sections = SECTIONS, module: str = "retinue.pipes.diagram") -> str:
     """The text of a page with every section between its marks, ``<!-- NAME ... -->`` and ``<!-- end -->``, drawn anew.
 
     LookupError when the page has not got the marks of each.
     """
-    for name, section in SECTIONS.items():
+    for name, section in sections.items():
         drawn = f"\n\n{section()}\n\n"
-        mark = rf"(?<=^<!-- {name}: python -m retinue.pipes.diagram -->).*?(?=^<!-- end -->$)"
+        mark = rf"(?<=^<!-- {name}: python -m {re.escape(module)} -->).*?(?=^<!-- end -->$)"
         page, found = re.subn(mark, drawn, page, flags=re.MULTILINE | re.DOTALL)
         if found != 1:
             raise LookupError(f"the page has the marks of {name} {found} times")
     return page
 
 
-def main() -> None:
-    """Print the sections, or put them into the page that is named."""
+def draw(sections: Sections, module: str) -> None:
+    """Print the sections, or put them into the pages that the command names."""
     for name in sys.argv[1:]:
         file = Path(name)
-        file.write_text(drawn_into(file.read_text()))
+        file.write_text(drawn_into(file.read_text(), sections, module))
     if not sys.argv[1:]:
-        print("\n\n".join(section() for section in SECTIONS.values()))
+        print("\n\n".join(section() for section in sections.values()))
 
 
 if __name__ == "__main__":
-    main()
+    draw(SECTIONS, "retinue.pipes.diagram")

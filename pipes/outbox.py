@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from itertools import islice
 from typing import Any, Final
 
 from retinue.pipes import wire
@@ -74,6 +75,20 @@ class Outbox:
     def keeps_large(self) -> bool:
         """Whether one-way messages in memfds are kept for a successor, until they were received."""
         return any(type(data) is Outgoing and data.slot is not None for data in self._sends.values())
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a message of this end waits for its end, and has not been withdrawn."""
+        return len(self._sends) + len(self._calls) > len(self._withdrawn)
+
+    def newest(self, most: int) -> list[tuple[int, Kind, Data]]:
+        """Our newest messages that have not ended, the latest number first, and what is kept of each (b"": nothing)."""
+        found = [
+            (ident, kind, ours[ident])
+            for kind, ours in ((Kind.SEND, self._sends), (Kind.CALL, self._calls))
+            for ident in islice(reversed(ours), most)
+        ]
+        return sorted(found, key=lambda each: -abs(each[0]))[:most]
 
     def _enter(self, state: State) -> None:
         self._state = state

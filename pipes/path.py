@@ -7,12 +7,12 @@ import trio
 
 from retinue.pipes import wire
 from retinue.pipes.draft import Draft
-from retinue.pipes.errors import PathClosed, PathSevered
+from retinue.pipes.errors import PathClosed, PathSevered, WrongMode
 from retinue.pipes.link import Greeting
 from retinue.pipes.options import OnDrop, Options, Rebind
 from retinue.pipes.overflow import Overflow
 from retinue.pipes.receiver import Receiver
-from retinue.pipes.states import State
+from retinue.pipes.states import Binding, State
 from retinue.pipes.stream import Chunks, PathStream
 from retinue.pipes.transport import Transport
 from retinue.pipes.wire import Frame, Kind
@@ -137,6 +137,9 @@ class Path(Receiver):
         if self.chunks is not None:
             self.chunks.wake_all()
 
+    def _unbound(self) -> None:
+        self._knocked = False
+
     async def _ask_rebind(self) -> Transport:
         assert self._rebind is not None
         return await self._rebind(self)
@@ -177,6 +180,46 @@ class Path(Receiver):
             self._quiescing.unpark_all()
         await trio.lowlevel.checkpoint()
 
+    async def release(self) -> None:
+        """Leave the path to a successor of this end: let go of it as soon as no message of either end is outstanding.
+
+        No more messages are taken; those that had been sent before the other end knew are. The other end is told no
+        reason: with ``rebind`` it asks for another descriptor, and has nothing to send again. Raises as
+        :meth:`call`, :exc:`WrongMode` for a byte stream, or what becomes one meanwhile: that cannot be left to anybody.
+        """
+        while True:
+            await self.quiesce()
+            while not self._over and self.session.state is State.OPEN and not self._ended_all():
+                await self._wait_flush()
+            self.check()
+            if self.session.state is not State.OPEN:
+                raise WrongMode(f"the path {self.name or '(unnamed)'} has become a byte stream: it cannot be released")
+            if self.session.still:
+                break
+        self.let_go()
+
+    def _ended_all(self) -> bool:
+        return self.session.outstanding == (0, 0) and self._silent
+
+    def let_go(self) -> None:
+        """End this end now and say nothing: the other one takes its descriptor for lost. Outstanding messages are over.
+
+        For this end the path is severed, with the code ``released``.
+        """
+        if not self._over:
+            self.session.lose("released", "a successor goes on with it")
+            self._end()
+
+    @property
+    def streams(self) -> bool:
+        """Whether bytes may pass, or may have passed. Not while the other end knows nothing of it."""
+        return self.session.state in (State.ASKED, State.OFFERED, State.STREAM) and not self.session.turns_later
+
+    @property
+    def joined(self) -> bool:
+        """Whether the other end is there: not before it has greeted, nor while another descriptor is waited for."""
+        return self.session.link.binding is Binding.BOUND
+
     @property
     def held(self) -> bool:
         """Whether the peer has quiesced the path: messages of this end wait."""
@@ -212,6 +255,7 @@ class Path(Receiver):
             self._turning.unpark_all()
         self._on_quiesced(frame, [])
         self._pass_room_on()
+        self._pass_window_on()
 
     def _on_quiesced(self, _: Frame, __: list[int]) -> None:
         if self._quiescing is not None:
@@ -219,10 +263,17 @@ class Path(Receiver):
 
     def _on_resume(self, _: Frame, __: list[int]) -> None:
         self._pass_room_on()
+        self._pass_window_on()
+
+    def _pass_window_on(self) -> None:
+        """A byte stream whose beginning had to wait may have begun."""
+        if self.chunks is not None:
+            self.chunks.credit_came.unpark_all()
 
     def _on_stream(self, _: Frame, __: list[int]) -> None:
         if self.chunks is None:
             self.chunks = Chunks()
+        self._pass_window_on()
         if self._room is not None:
             self._room.wake_all()  # there will be no room any more
         if self._turning is not None:

@@ -22,7 +22,7 @@ from retinue.pipes.message import close_all
 from retinue.pipes.options import Options
 from retinue.pipes.reader import Reader
 from retinue.pipes.session import Session
-from retinue.pipes.states import State
+from retinue.pipes.states import Binding, State
 from retinue.pipes.transport import Transport
 
 if TYPE_CHECKING:
@@ -79,6 +79,9 @@ class Pump(Intake):
     def _end(self) -> None:
         """The session is severed and says why: wake everybody and call :meth:`_close`."""
         raise NotImplementedError
+
+    def _unbound(self) -> None:
+        """The descriptor was lost, and another one will be asked for."""
 
     def _ask_rebind(self) -> Awaitable[Transport]:
         raise NotImplementedError
@@ -154,6 +157,7 @@ class Pump(Intake):
         self._packet = None
         self._congested = False
         session.unbind()
+        self._unbound()
         transport: Transport | None = None
         with trio.CancelScope() as self._rebinding:
             try:
@@ -332,9 +336,24 @@ class Pump(Intake):
             or link.held_back
             or (read and self._shelf is not None and self._shelf.crowded and (link.carrying or session.keeps_large))
         ):
-            if self._written is None:
-                self._written = trio.lowlevel.ParkingLot()
-            await self._written.park()
+            await self._wait_flush()
+
+    async def _wait_flush(self) -> None:
+        """Until something was written, or there was an occasion to, or a packet has come, or the path has ended."""
+        if self._written is None:
+            self._written = trio.lowlevel.ParkingLot()
+        await self._written.park()
+
+    @property
+    def _silent(self) -> bool:
+        """Whether everything that was handed over has been written, on a binding whose other end has greeted."""
+        link = self.session.link
+        return (
+            link.binding is Binding.BOUND
+            and self._packet is None
+            and not (self._due or self._congested or link.held_back)
+            and link.idle
+        )
 
 
 _ACK: Final = int(wire.Kind.ACK)

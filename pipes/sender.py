@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, cast
 
+import attrs
 import trio
 
 from retinue.pipes import packet
@@ -17,10 +18,25 @@ from retinue.pipes.pump import Pump
 from retinue.pipes.states import State
 from retinue.pipes.ticket import Ticket
 from retinue.pipes.transport import Transport
-from retinue.pipes.wire import Frame
+from retinue.pipes.wire import Frame, Kind
 
 if TYPE_CHECKING:
     from retinue.pipes.path import Path
+
+
+@attrs.frozen
+class Unanswered:
+    """A message of this end that has not ended. ``age`` is in seconds, None if nobody has noted when it was sent.
+
+    ``frame`` are the bytes of its frame and ``size`` is their number, if they are kept; not those of a large message.
+    """
+
+    id: int
+    kind: Kind
+    size: int
+    age: float | None
+    frame: bytes
+
 
 # Messages that send_many() hands over at once: the other end begins with them while this one goes on.
 BATCH: Final = 64
@@ -31,7 +47,9 @@ _NEVER: Final = float("inf")
 class Sender(Pump):
     """What :class:`~retinue.pipes.path.Path` does with messages of this end, from the verb to their end."""
 
-    __slots__ = ("_acknowledged", "_calls", "_on_drop", "_overflow", "_room", "_sends", "limit", "name", "peer")
+    __slots__ = (
+        "_acknowledged", "_calls", "_knocked", "_on_drop", "_overflow", "_room", "_sends", "limit", "name", "peer",
+    )  # fmt: skip
 
     def __init__(self, transport: Transport, options: Options) -> None:
         super().__init__(transport, options)
@@ -43,6 +61,7 @@ class Sender(Pump):
         self._calls: dict[int, Ticket] = {}  # of tasks that wait for a reply, by message id
         self._sends: dict[int, Ticket] = {}  # of tasks that wait until a message was received
         self._room: Waiters | None = None
+        self._knocked = False  # somebody has found no room since the last descriptor was lost
         self._acknowledged: trio.lowlevel.ParkingLot | None = None  # those who wait for many of them
 
     @property
@@ -160,7 +179,7 @@ class Sender(Pump):
 
     async def _wait_received(self, ident: int) -> None:
         self.check()  # the flush may have found the path dead
-        ticket = self._sends[ident] = Ticket(ident, 0.0, self._forget_send)
+        ticket = self._sends[ident] = Ticket(ident, perf_counter(), self._forget_send)
         await self._wait_end(ticket)
 
     def _forget_send(self, ident: int) -> None:
@@ -177,6 +196,7 @@ class Sender(Pump):
         if self.session.room <= 0 or self._room is not None:
             if self.session.state not in (State.OPEN, State.OPENING):
                 self.session.send(body)  # says what is wrong
+            self._knock()
             if self._overflow == "block" or (self._overflow == "sever" and self.session.state is State.OPENING):
                 raise trio.WouldBlock
             if self._overflow == "sever":
@@ -222,6 +242,7 @@ class Sender(Pump):
     async def _wait_room(self, priority: bool, may_drop: bool) -> bool:
         """Until a message may be sent: True. False when it ``may_drop`` and the policy has dropped it."""
         session = self.session
+        self._knock()
         if session.state is State.OPEN and self._overflow != "block":
             if self._overflow == "sever":
                 self._sever_full()
@@ -248,6 +269,38 @@ class Sender(Pump):
         if room.idle:
             self._room = None
         return True
+
+    def _knock(self) -> None:
+        self._knocked = True
+        if self._written is not None:
+            self._written.unpark_all()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether this end has something to send, or would have if there was room."""
+        return (
+            self.session.wanted
+            or self._knocked
+            or self.session.state not in (State.OPENING, State.OPEN)
+            or (self._room is not None and self._room.waiting > 0)
+        )
+
+    async def wait_wanted(self) -> None:
+        """Until the path is :attr:`wanted`, while it has no descriptor; ``rebind`` may ask before it gets one."""
+        await trio.lowlevel.checkpoint()
+        while not self.wanted and not self._over:
+            await self._wait_flush()
+
+    def unanswered(self, most: int) -> list[Unanswered]:
+        """The newest messages of this end that have not ended, at most so many, the latest first."""
+        now = perf_counter()
+        found = []
+        for ident, kind, kept in self.session.newest(most):
+            ticket = self._calls.get(ident) or self._sends.get(ident)
+            size = len(kept) if isinstance(kept, bytes) else kept.size
+            data = kept if isinstance(kept, bytes) else kept.data if kept.slot is None else b""
+            found.append(Unanswered(ident, kind, size, None if ticket is None else now - ticket.since, data))
+        return found
 
     def _pass_room_on(self) -> None:
         """Wake as many of those who wait for room as there is room for."""

@@ -30,7 +30,7 @@ class Session(Outbox):
     __slots__ = (
         "_ack_first", "_ack_last", "_began_quiesced", "_confirmations", "_credit", "_eof_in", "_eof_out", "_in",
         "_last_in", "_last_in_urgent", "_steps", "_unread", "_window", "ended_here", "greeting", "quiesced",
-        "replayed",
+        "replayed", "turns_later",
     )  # fmt: skip
 
     def __init__(
@@ -58,6 +58,7 @@ class Session(Outbox):
         self._unread = 0  # bytes of theirs that were not credited back
         self._credit = 0  # bytes that were, and are not told yet
         self._eof_in = self._eof_out = False
+        self.turns_later = False  # STREAM waits: the other end takes nothing new now, or is not there
         self._enter(State.OPENING)
 
     def _enter(self, state: State) -> None:
@@ -74,7 +75,7 @@ class Session(Outbox):
     @property
     def window(self) -> int:
         """Bytes that may be sent into the stream now."""
-        return self._window
+        return 0 if self.turns_later else self._window
 
     def waits(self, ident: int) -> bool:
         """Whether the peer's message still waits for this end to answer or acknowledge it."""
@@ -97,6 +98,7 @@ class Session(Outbox):
             raise ProtocolViolation(f"the other end speaks version {frame[1]}, this one {wire.VERSION}")
         greeting = self.greeting = self.link.greet(frame)
         if greeting is Greeting.RESUMED and frame[4] == self.link.token:
+            self._turn()
             return  # both have met before
         self.peer_limit = self._lowest = min(self.limit, frame[2])
         # An end that has met nobody has sent nothing to a predecessor. One that has met this end, which did not hear
@@ -104,6 +106,7 @@ class Session(Outbox):
         self.replayed = (frame[6], frame[7]) if frame[4] else (0, 0)
         self.held = bool(frame[8])
         if greeting is Greeting.RESUMED:
+            self._turn()
             self._recount()
             return
         if greeting is Greeting.SUCCESSOR:
@@ -114,11 +117,12 @@ class Session(Outbox):
             self._confirmations = int(self.quiesced and not self._began_quiesced)
             if self.quiesced is not self._began_quiesced:
                 self._put([Kind.QUIESCE if self.quiesced else Kind.RESUME], True)
+        self._turn()
         self._recount()
 
     def _forget_predecessor(self) -> None:
         """The other end's successor knows nothing: forget what its predecessor asked, ask again what we did."""
-        if self._state not in (State.OPENING, State.OPEN):
+        if self._state not in (State.OPENING, State.OPEN) and not (self._state is State.ASKED and self.turns_later):
             self.give_up("lost", "the other end was restarted, and a byte stream cannot go on")
             return
         self._in.clear()
@@ -220,15 +224,26 @@ class Session(Outbox):
             )
         self._step(Command.STREAM)
         self.settle()
-        self._put([Kind.STREAM])
+        # An end that quiesces may be about to leave the path to a successor, who cannot go on with half a stream.
+        self.turns_later = self._state is State.ASKED and (self.held or self.link.binding is not Binding.BOUND)
+        if not self.turns_later:
+            self._put([Kind.STREAM])
+
+    def _turn(self) -> None:
+        """Say STREAM, if it waits and need not any more."""
+        if self.turns_later and (not self.held or self._state is State.STREAM):
+            self.turns_later = False
+            self._put([Kind.STREAM])
+            if self._eof_out:
+                self._put([Kind.EOF])
 
     def send_bytes(self, data: bytes | memoryview) -> None:
         """Queue one chunk, at most MAX_CHUNK and at most :attr:`window` bytes."""
         self._step(Command.BYTES)
         if self._eof_out:
             raise WrongMode("the stream was ended at this end")
-        if not 0 < len(data) <= min(wire.MAX_CHUNK, self._window):
-            raise LimitExceeded("bytes of one chunk", len(data), min(wire.MAX_CHUNK, self._window))
+        if not 0 < len(data) <= min(wire.MAX_CHUNK, self.window):
+            raise LimitExceeded("bytes of one chunk", len(data), min(wire.MAX_CHUNK, self.window))
         self._window -= len(data)
         self._put([Kind.DATA, data])
 
@@ -237,7 +252,8 @@ class Session(Outbox):
         self._step(Command.BYTES)
         if not self._eof_out:
             self._eof_out = True
-            self._put([Kind.EOF])
+            if not self.turns_later:
+                self._put([Kind.EOF])
 
     def credit(self, count: int) -> None:
         """Give the peer room for ``count`` more bytes: the program has taken them."""
@@ -352,12 +368,14 @@ class Session(Outbox):
             raise ProtocolViolation("RESUME without QUIESCE")
         self.held = False
         self._feed()
+        self._turn()
         self._recount()
         return frame
 
     def _on_stream(self, frame: Frame) -> Frame:
         if self._in:
             raise ProtocolViolation("STREAM while its messages are outstanding")
+        self._turn()
         return frame
 
     def _on_data(self, frame: Frame) -> Frame:

@@ -5,11 +5,14 @@ A program is a module with ``async def main(vm: Machine[Config]) -> None`` and, 
 """
 
 from retinue.svm.errors import BadDestination as BadDestination
+from retinue.svm.errors import ConfigError as ConfigError
+from retinue.svm.errors import ConfigMistake as ConfigMistake
 from retinue.svm.errors import ConnectRefused as ConnectRefused
 from retinue.svm.errors import EdgeNotDeclared as EdgeNotDeclared
 from retinue.svm.errors import NoSuchDisk as NoSuchDisk
 from retinue.svm.errors import NoSuchSecret as NoSuchSecret
 from retinue.svm.errors import OutsideFailed as OutsideFailed
+from retinue.svm.fan import Fan as Fan
 from retinue.svm.machine import Machine as Machine
 from retinue.svm.outside import Datagrams as Datagrams
 from retinue.svm.outside import OutsideStream as OutsideStream
@@ -18,9 +21,12 @@ from retinue.svm.outside import open_datagrams as open_datagrams
 
 __all__ = [
     "BadDestination",
+    "ConfigError",
+    "ConfigMistake",
     "ConnectRefused",
     "Datagrams",
     "EdgeNotDeclared",
+    "Fan",
     "Machine",
     "NoSuchDisk",
     "OutsideFailed",

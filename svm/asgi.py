@@ -124,7 +124,10 @@ class Runner:
             await vm.ready()
             async for path in incoming:
                 nursery.start_soon(self.serve_path, path)
-            await self.finish()
+            deadline = trio.current_time() + DRAIN_TIME
+            with trio.move_on_at(deadline):
+                await vm.drained()  # requests that came before their senders knew of it are answered, too
+            await self.finish(deadline)
             nursery.cancel_scope.cancel()
 
     async def serve_path(self, path: Path) -> None:
@@ -140,10 +143,10 @@ class Runner:
                 self._busy += 1
                 nursery.start_soon(self._run, message, nursery)
 
-    async def finish(self) -> None:
-        """Take no more requests, and wait for DRAIN_TIME at most until the application is idle."""
+    async def finish(self, deadline: float | None = None) -> None:
+        """Take no more requests, and wait until the application is idle, or the deadline: in DRAIN_TIME unless told."""
         self._stopping = True
-        with trio.move_on_after(DRAIN_TIME) as scope:
+        with trio.move_on_at(trio.current_time() + DRAIN_TIME if deadline is None else deadline) as scope:
             while self._busy:
                 self._idle = trio.Event()
                 await self._idle.wait()

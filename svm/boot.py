@@ -8,6 +8,7 @@ import faulthandler
 import fcntl
 import os
 import random
+import signal
 import socket
 import sys
 import threading
@@ -17,7 +18,9 @@ from typing import Any, Final, NoReturn, Protocol
 from retinue.svm import log, runtime
 
 CONTROL: Final = 3  # the path to *CP
-LOG: Final = 4  # the descriptor of *LOG; also the console, as 1 and 2
+# The descriptor of *LOG; also the console, as 1 and 2. By it comes another control path when the control program has
+# died; to this process alone, for what a native program has as 1 and 2 are pipes.
+LOG: Final = 4
 
 EXIT_SEAL: Final = 71  # EX_OSERR: a step of the boot order failed
 
@@ -59,7 +62,8 @@ def boot(birth: Mapping[str, Any], seal: Seal, control_fd: int, log_fd: int) -> 
     _place(control_fd, log_fd)
     seal.descriptors((0, 1, 2, CONTROL, LOG))
     # 3. From here on it can speak, so that each later step can say why it failed.
-    writer = log.LogWriter(socket.socket(fileno=LOG))
+    console = socket.socket(fileno=LOG)
+    writer = log.LogWriter(console)
     step = "root"
     try:
         # 4. A root of its own. While it still has the right to mount, and after 2, which needs the host's /dev.
@@ -88,9 +92,10 @@ def boot(birth: Mapping[str, Any], seal: Seal, control_fd: int, log_fd: int) -> 
     # 11. A Python whose output goes to the log, also when it crashes; threads small enough for small machines.
     log.install(writer)
     faulthandler.enable(file=2)
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # asked from outside what it does
     threading.stack_size(1024 * 1024)
     # 12. The program, by name, only now.
-    code = runtime.run_to_exit_code(socket.socket(fileno=CONTROL))
+    code = runtime.run_to_exit_code(socket.socket(fileno=CONTROL), console)
     log.finish()
     os._exit(code)
 

@@ -5,6 +5,7 @@ import fcntl
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -103,7 +104,10 @@ def _spawn(
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     report, report_end = os.pipe()
     try:
-        pid = os.fork()
+        with warnings.catch_warnings():
+            # Of threads (from Python 3.12 on): the heartbeat is one, and the child does nothing that could wait for it.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
         if pid == 0:
             number = 0
             try:

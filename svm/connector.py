@@ -52,7 +52,7 @@ class Connector:
 
     async def _take_path(self, path: Path, name: str) -> None:
         try:
-            await until_stream(path)
+            await until_stream(path, self._vm.keep)
             connection = await unix.dial(self._command.socket(name))
         except PathError as exc:
             log.debug("a path from %s ended before it began: %s", path.peer, exc)
@@ -131,14 +131,16 @@ class Connector:
         self._relaying.start_soon(run)
 
 
-async def until_stream(path: Path) -> None:
+async def until_stream(path: Path, begun: Callable[[Path], None]) -> None:
     """Take messages until the other end makes a byte stream of the path. PathError when it ends before.
 
+    ``begun`` is called with the path when one has come: who sends it is about to make a byte stream of the path.
     Messages say nothing to a native program: one-way ones (the ``tcp.open`` of TCPIP) are received, calls refused.
     """
 
     async def take_messages() -> None:
         async for message in path:
+            begun(path)
             close_all(message.descriptors)
             if message.wants_reply:
                 path.reject(message, "unknown-message", "this machine takes a byte stream: call path.stream()")

@@ -57,13 +57,15 @@ class Edge:
     """``name`` is the local name of an edge of this machine, or ``WEB.app`` for the edge of another that leads here.
 
     ``limit`` is how many messages may be outstanding per direction, ``overflow`` what becomes of one more of ours.
-    ``to`` is who is at the other end of its paths; only records tell it.
+    ``to`` is who is at the other end of its paths; only records tell it. ``instances`` is how many machines are there.
     """
 
     name: str
     limit: int
     overflow: Overflow = "block"
     to: str = ""
+    instances: int = 1
+    resized: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
     _paths: set[Path] = attrs.field(factory=set, init=False)
     _ended: Meter = attrs.field(factory=Meter, init=False)
     _drops: Tally = attrs.field(init=False)
@@ -73,6 +75,16 @@ class Edge:
     def __attrs_post_init__(self) -> None:
         self._drops = Tally(self._record_drops)
         self._violations = Tally(self._record_violations)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Its paths that run."""
+        return tuple(self._paths)
+
+    def resize(self, instances: int) -> None:
+        """There is another number of machines behind it."""
+        self.instances = instances
+        self.resized.unpark_all()
 
     def meter(self) -> Meter:
         """The sum of its paths in this process, those that have ended among them."""

@@ -18,12 +18,14 @@ from retinue.pipes import (
     PathSevered,
     Rejected,
     SocketTransport,
-    State,
     Transport,
     wire,
 )
+from retinue.svm.drain import SETTLE, Drain
 from retinue.svm.edge import Edge
 from retinue.svm.errors import ConnectRefused, EdgeNotDeclared, NoSuchDisk, NoSuchSecret
+from retinue.svm.fan import Fan
+from retinue.svm.last import last_messages
 
 C = TypeVar("C")
 
@@ -33,8 +35,6 @@ Handler = Callable[[Message], Awaitable[Any]]
 BACKLOG: Final = 128
 # How long an offered path waits for a program that does not listen yet, in seconds.
 LISTEN_PATIENCE: Final = 5.0
-
-_STREAM: Final = (State.ASKED, State.OFFERED, State.STREAM)
 
 _log = logging.getLogger("retinue.svm")
 
@@ -67,6 +67,9 @@ class Machine(Generic[C]):
         self._control = control
         self._nursery = nursery
         self._stopping = trio.Event()
+        self._drain = Drain(nursery)
+        self._reloading = trio.Lock()
+        self._on_reload: Callable[[C], Awaitable[None]] | None = None
         self._ready = False
         self._sockets: weakref.WeakKeyDictionary[Path, socket.socket] = weakref.WeakKeyDictionary()
         self._abandoned: str | None = None
@@ -86,6 +89,31 @@ class Machine(Generic[C]):
         """
         self.heeds_stopping = True
         return self._stopping
+
+    @property
+    def draining(self) -> trio.Event:
+        """Set when a successor takes this machine's place: no more messages come, and those that have are answered.
+
+        The paths that this machine serves go to the successor one by one. Shortly after that ``stopping`` is set.
+        Nothing need be done; whoever keeps a call waiting on purpose may answer it.
+        """
+        return self._drain.begun
+
+    async def drained(self) -> None:
+        """Until every path that this machine serves is with its successor, but for byte streams.
+
+        At once when it is not :attr:`draining`. A program that has its own loop for messages waits for this between
+        the end of :meth:`listen` and its return.
+        """
+        await self._drain.wait_released()
+
+    def on_reload(self, handler: Callable[[C], Awaitable[None]]) -> None:
+        """Take other configurations while running: ``await handler(config)`` puts one into effect.
+
+        It raises :exc:`~retinue.svm.errors.ConfigError` for one that it cannot take; then the old one must still be in
+        effect, and the machine is replaced. When it returns, ``vm.config`` is the new one.
+        """
+        self._on_reload = handler
 
     def disk(self, name: str) -> pathlib.Path:
         """The folder of one of the machine's disks or links. :exc:`NoSuchDisk` for any other name."""
@@ -121,16 +149,32 @@ class Machine(Generic[C]):
         ``not-ready``. Raises :exc:`EdgeNotDeclared` (an AccessDenied) when the topology has no such edge,
         :exc:`ConnectRefused` when no path can come of it.
         """
-        if edge not in self._uses:
-            raise EdgeNotDeclared(self.name, edge, self.edges)
+        return await self.connect_instance(edge, None, wait=wait)
+
+    def fan(self, edge: str) -> Fan:
+        """One path to each machine behind an edge, for the length of ``async with vm.fan(edge) as fan``.
+
+        Its verbs are those of a path; each message goes to the machine that has least to do. :exc:`EdgeNotDeclared`.
+        """
+        return Fan(self, self._edge(edge))
+
+    def _edge(self, name: str) -> Edge:
         try:
-            reply = await self._control.call_reply(["connect", {"edge": edge, "wait": wait}])
+            return self._uses[name]
+        except KeyError:
+            raise EdgeNotDeclared(self.name, name, self.edges) from None
+
+    async def connect_instance(self, edge: str, instance: int | None, *, wait: bool = True) -> Path:
+        """:meth:`connect` to the machine of that number behind the edge; None: whichever has the fewest paths."""
+        used = self._edge(edge)
+        which = {} if instance is None else {"instance": instance}
+        try:
+            reply = await self._control.call_reply(["connect", {"edge": edge, "wait": wait, **which}])
         except Rejected as exc:
             if exc.code == "denied":
                 raise
             raise ConnectRefused(edge, exc.code, exc.text) from None
         (descriptor,) = reply.descriptors
-        used = self._uses[edge]
         path = await self._open(descriptor, reply.body["path"], used, name=edge, limit=used.limit)
         with contextlib.suppress(PathError):  # turned away at once: the first verb tells why
             await path.wait_open()  # its other end has greeted before we came, so that stream() may follow
@@ -163,13 +207,19 @@ class Machine(Generic[C]):
         """The descriptor of a path has ended without a word: ask for another one."""
         if self._abandoned is not None:
             raise PathSevered("lost", self._abandoned, path.name)
-        arguments = {"path": ident, "stream": path.session.state in _STREAM}
-        try:
-            reply = await self._control.call_reply(["rebind", arguments])
-        except Rejected as exc:
-            raise PathSevered(exc.code, exc.text, path.name) from None
-        except PathError as exc:
-            raise PathSevered("lost", "the control program is gone", path.name) from exc
+        while True:
+            wanted = path.wanted
+            about = {"path": ident, "stream": path.streams, "wanted": wanted}
+            try:
+                reply = await self._control.call_reply(["rebind", about])
+                break
+            except Rejected as exc:
+                if exc.code != "asleep" or wanted:
+                    raise PathSevered(exc.code, exc.text, path.name) from None
+            except PathError as exc:
+                raise PathSevered("lost", "the control program is gone", path.name) from exc
+            # The other machine sleeps, and is woken by whoever has something to say to it.
+            await path.wait_wanted()
         (descriptor,) = reply.descriptors
         sock = self._sockets[path] = socket.socket(fileno=descriptor)
         return SocketTransport(sock)
@@ -222,6 +272,7 @@ class Machine(Generic[C]):
             await self.ready()
             async for path in incoming:
                 nursery.start_soon(serve_path, path)
+            await self.drained()
             while busy:
                 idle = trio.Event()
                 await idle.wait()
@@ -241,8 +292,7 @@ class Machine(Generic[C]):
                 raise Rejected(
                     "not-listening", f"{self.name} accepts no paths: its program never called listen() or serve()"
                 )
-            if self._stopping.is_set():
-                raise Rejected("stopping", f"{self.name} is stopping")
+            self._check_open()
             descriptor, owned = -1, descriptor
             served = self._serves.setdefault(edge or peer, Edge(edge or peer, limit))
             limit = min(limit, self._most)
@@ -251,13 +301,21 @@ class Machine(Generic[C]):
             if descriptor >= 0:
                 socket.close(descriptor)
         try:
+            self._check_open()  # it was given to the drain before it was there
             await self._offered.send(path)
-        except trio.ClosedResourceError:
-            path.sever("stopping", f"{self.name} is stopping")
+        except (trio.ClosedResourceError, Rejected):
+            if self.draining.is_set():
+                path.let_go()
+            else:
+                path.sever("stopping", f"{self.name} is stopping")
             raise Rejected("stopping", f"{self.name} is stopping") from None
         except trio.Cancelled:
             path.sever()
             raise
+
+    def _check_open(self) -> None:
+        if self._stopping.is_set() or self.draining.is_set():
+            raise Rejected("stopping", f"{self.name} is stopping")
 
     def abandon(self, text: str) -> None:
         """The program failed: its paths end as they would if the process had been killed, not as if it had finished.
@@ -275,6 +333,53 @@ class Machine(Generic[C]):
             "uses": {edge.name: edge.meter().as_dict() for edge in self._uses.values()},
             "serves": {edge.name: edge.meter().as_dict() for edge in self._serves.values()},
         }
+
+    def last(self, name: str | None) -> dict[str, dict[str, Any]]:
+        """The newest messages of this end that nobody has answered, along every edge or that of one name."""
+        return {
+            kind: {edge.name: last_messages(edge) for edge in edges.values() if name in (None, edge.name)}
+            for kind, edges in (("uses", self._uses), ("serves", self._serves))
+        }
+
+    def resize(self, name: str, instances: int) -> None:
+        """There are so many machines behind an edge from now on. Rejected ``no-such-edge``."""
+        if name not in self._uses:
+            raise Rejected("no-such-edge", f"{self.name} has no edge {name!r}")
+        self._uses[name].resize(instances)
+
+    @property
+    def reloadable(self) -> bool:
+        """Whether the program takes another configuration while it runs."""
+        return self._on_reload is not None
+
+    async def reload(self, config: C) -> None:
+        """Have the program put another configuration into effect; raises what its handler raises."""
+        assert self._on_reload is not None
+        async with self._reloading:
+            await self._on_reload(config)
+            self.config = config
+
+    def keep(self, path: Path) -> None:
+        """The path is going to be a byte stream: a drain leaves it to the program."""
+        self._drain.keep(path)
+
+    async def drain(self) -> None:
+        """Leave the served paths to a successor; returns when the program is asked to stop.
+
+        That is when no message is left to answer, or after SETTLE seconds: some wait for the stop to be answered.
+        """
+        if not self.draining.is_set():
+            self._drain.begin(path for edge in self._serves.values() for path in edge.paths)
+        with trio.move_on_after(SETTLE):
+            await self.drained()
+        self.stop()
+
+    def leave(self) -> None:
+        """The program has returned: in a drain the paths that are still served end without a word."""
+        if self.draining.is_set():
+            for edge in self._serves.values():
+                for path in edge.paths:
+                    path.let_go()
 
     def stop(self) -> None:
         """Ask the program to stop."""

@@ -2,8 +2,12 @@
 
 The control path is this machine's path to ``*CP``. The control program calls ``load`` (import the program, check its
 config), ``start`` (run ``main``), ``offer`` (another machine opens a path, the descriptor comes along), ``meters``
-(what passed along the edges), ``self-test`` (of a scratch machine) and ``stop``; the machine calls ``ready``,
-``connect`` and ``rebind``.
+(what passed along the edges), ``last`` (what nobody has answered), ``edge`` (how many machines are behind one),
+``reload`` (another config), ``watch`` (a heartbeat, or none), ``self-test`` (of a scratch machine), ``stop``, and
+``drain`` (stop, and leave the served paths to a successor); the machine calls ``ready``, ``connect`` and ``rebind``.
+
+The control path outlives the control program: when its descriptor has ended, another one comes by the descriptor of the
+log. What this machine has asked is then asked again; what it was asked by the one before is answered to nobody.
 """
 
 import logging
@@ -12,11 +16,13 @@ from typing import Any, Final
 
 import trio
 
-from retinue.pipes import Message, Path, PathError, PathSevered, Rejected, SocketTransport, wire
+from retinue.pipes import Message, Path, PathError, PathSevered, Rejected, SocketTransport, Transport, wire
 from retinue.pipes.message import close_all
+from retinue.pipes.parcel import CONTROL, receive_descriptor
 from retinue.svm import config, program, selftest
 from retinue.svm.edge import Edge
 from retinue.svm.errors import ConfigError, ProgramError, mistakes_to_wire
+from retinue.svm.heartbeat import Heart, Heartbeat
 from retinue.svm.machine import Machine
 
 # sysexits(3); the control program reads them.
@@ -34,9 +40,10 @@ _log = logging.getLogger("retinue.svm")
 class Runtime:
     """Runs one machine over its control path."""
 
-    def __init__(self, control: Path, nursery: trio.Nursery) -> None:
+    def __init__(self, control: Path, nursery: trio.Nursery, heart: Heart | None = None) -> None:
         self._control = control
         self._nursery = nursery
+        self._heart = heart
         self._machine: Machine[Any] | None = None
         self._program: program.Program | None = None
         self._running = False
@@ -47,6 +54,11 @@ class Runtime:
             "start": self._start,
             "offer": self._offer,
             "meters": self._meters,
+            "last": self._last,
+            "edge": self._edge,
+            "reload": self._reload,
+            "watch": self._watch,
+            "drain": self._drain,
             "self-test": self._self_test,
             "stop": self._stop,
         }
@@ -97,6 +109,67 @@ class Runtime:
     async def _meters(self, _: dict[str, Any], message: Message) -> Any:
         return {"uses": {}, "serves": {}} if self._machine is None else self._machine.meters()
 
+    async def _last(self, arguments: dict[str, Any], _: Message) -> Any:
+        return {"uses": {}, "serves": {}} if self._machine is None else self._machine.last(arguments["edge"])
+
+    async def _edge(self, arguments: dict[str, Any], _: Message) -> None:
+        self._loaded().resize(arguments["name"], arguments["instances"])
+
+    async def _reload(self, arguments: dict[str, Any], _: Message) -> None:
+        machine = self._loaded()
+        assert self._program is not None
+        if not machine.reloadable:
+            raise Rejected("not-reloadable", f"the program {self._program.name} takes no other config while it runs")
+        try:
+            settings = config.structure(arguments["config"], self._program.config_class, self._program.name)
+        except ConfigError as exc:
+            raise Rejected("bad-config", str(exc), mistakes_to_wire(exc)) from None
+        failure: Exception | None = None
+        done = trio.Event()
+
+        async def reload() -> None:
+            nonlocal failure
+            try:
+                await machine.reload(settings)
+            except Exception as exc:
+                failure = exc
+            done.set()
+
+        # In a task of its own: a control program that dies meanwhile must not leave it half done.
+        self._nursery.start_soon(reload)
+        await done.wait()
+        match failure:
+            case None:
+                return
+            case ConfigError():
+                raise Rejected("bad-config", str(failure), mistakes_to_wire(failure))
+            case Rejected():
+                raise failure
+        _log.error("the program %s could not take another config", self._program.name, exc_info=failure)
+        raise Rejected("failed", f"the program raised {type(failure).__name__}")
+
+    def _loaded(self) -> Machine[Any]:
+        if self._machine is None:
+            raise Rejected("not-ready", "the machine is not loaded")
+        return self._machine
+
+    async def _watch(self, arguments: dict[str, Any], message: Message) -> None:
+        if self._heart is None:
+            return
+        try:
+            stacks = self._heart.watch(float(arguments["every"]))
+            await message.reply(None, descriptors=() if stacks is None else (stacks,))
+        except (OSError, RuntimeError) as exc:
+            raise Rejected("exhausted", f"there is no room for a heartbeat: {exc}") from exc
+
+    async def _drain(self, _: dict[str, Any], message: Message) -> None:
+        if self._machine is None or not self._running:
+            self._nursery.cancel_scope.cancel()
+            return
+        await self._machine.drain()
+        if not self._machine.heeds_stopping:
+            self._main_scope.cancel()
+
     async def _self_test(self, arguments: dict[str, Any], _: Message) -> Any:
         profile = arguments["profile"]
         return {"attempts": selftest.count(profile), "succeeded": selftest.succeeded(profile)}
@@ -123,6 +196,7 @@ class Runtime:
             self.exit_code = EXIT_PROGRAM_FAILED
             _log.critical("the program %s failed", self._program.name, exc_info=exc)
             self._machine.abandon(f"{self._machine.name} failed")
+        self._machine.leave()
         self._control.sever("finished")
         self._nursery.cancel_scope.cancel()
 
@@ -142,20 +216,44 @@ def _exit_code(leaving: SystemExit) -> int:
     return 1
 
 
-async def run(control: socket.socket) -> int:
-    """Run the machine at the end of a control socket; returns its exit code."""
-    async with trio.open_nursery() as nursery:
-        path = Path(SocketTransport(control), name="*CP", peer="*CP", limit=CONTROL_LIMIT)
-        await nursery.start(path.run)
-        runtime = Runtime(path, nursery)
-        nursery.start_soon(runtime.obey)
+async def run(control: socket.socket, log: socket.socket | None = None, *, heart: Heart | None = None) -> int:
+    """Run the machine at the end of a control socket; returns its exit code.
+
+    ``log`` is the socket of ``*LOG``, on which another control socket may come when this one has ended; without it
+    that is the end. ``heart`` says that the machine lives when the control program wants to hear of it: without it a
+    thread of this process, if there is a ``log``.
+    """
+
+    async def rebind(_: Path) -> Transport:
+        assert log is not None
+        try:
+            return SocketTransport(socket.socket(fileno=await receive_descriptor(log, CONTROL)))
+        except (EOFError, OSError) as exc:
+            raise PathSevered("lost", f"the control program is gone: {exc}", "*CP") from None
+
+    heart = heart or (Heartbeat(log) if log is not None else None)
+    try:
+        async with trio.open_nursery() as nursery:
+            path = Path(
+                SocketTransport(control),
+                name="*CP",
+                peer="*CP",
+                limit=CONTROL_LIMIT,
+                rebind=rebind if log is not None else None,
+            )
+            await nursery.start(path.run)
+            runtime = Runtime(path, nursery, heart)
+            nursery.start_soon(runtime.obey)
+    finally:
+        if heart is not None:
+            heart.close()
     return runtime.exit_code
 
 
-def run_to_exit_code(control: socket.socket) -> int:
+def run_to_exit_code(control: socket.socket, log: socket.socket | None = None) -> int:
     """:func:`run` on a fresh trio loop, with what escapes it told to the log."""
     try:
-        return trio.run(run, control)
+        return trio.run(run, control, log)
     except PathError:
         return EXIT_CP_GONE
     except BaseException as exc:

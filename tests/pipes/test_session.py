@@ -37,13 +37,15 @@ def in_state(state: State, about: Kind | Command | None = None) -> Session:
     end.receive(hello())
     if about is Kind.QUIESCED:
         end.quiesce()
-    if about is Kind.RESUME:
+    if about is Kind.RESUME and state is not State.ASKED:
         end.receive([Kind.QUIESCE])
     turns = about in (Kind.STREAM, Command.STREAM)  # which it does when nothing of its own is outstanding
     if state in (State.OPEN, State.OFFERED, State.SEVERED) and not turns and about is not Kind.RESUME:
         assert (end.call(None), end.send(None)) == (OUR_CALL, OUR_SEND)
     if state in (State.ASKED, State.STREAM):
         end.stream()
+    if about is Kind.RESUME and state is State.ASKED:  # before that the turn would wait
+        end.receive([Kind.QUIESCE])
     if state in (State.OPEN, State.ASKED, State.SEVERED) and not turns:
         end.receive([Kind.CALL, THEIR_CALL, None])
         end.receive([Kind.SEND, THEIR_SEND, None])

@@ -12,6 +12,8 @@ import trio
 from tests.svm import native_programs
 
 from retinue.pipes import Message, Path, Rejected, SocketTransport, State, open_path, socket_pair, wire
+from retinue.pipes.beat import Beat, read_beat
+from retinue.pipes.parcel import CONTROL, send_descriptor
 
 Process = subprocess.Popen[bytes]
 
@@ -25,7 +27,7 @@ ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 os.umask(0o077)
 control, console = (socket.socket(fileno=int(each)) for each in sys.argv[1:])
 log.install(log.LogWriter(console))
-code = runtime.run_to_exit_code(control)
+code = runtime.run_to_exit_code(control, console)
 log.finish()
 os._exit(code)
 """
@@ -48,6 +50,7 @@ class Native:
         self.control = control
         self.ready = trio.Event()
         self.records: list[Record] = []
+        self.beats: list[Beat] = []
         self.targets: dict[str, Callable[[Path], Any]] = {}
         self._console = console
         self._decoder = wire.Decoder()
@@ -122,9 +125,24 @@ class Native:
             packet = self._console.recv(wire.MAX_PACKET, socket.MSG_DONTWAIT)
         except (BlockingIOError, ConnectionResetError):
             return False
+        if (beat := read_beat(packet)) is not None:
+            self.beats.append(beat)
+            return True
         for frame in self._decoder.decode(memoryview(packet)):
             self.records.append(Record(*frame[2][1:4]))
         return bool(packet)
+
+    @asynccontextmanager
+    async def next_control_program(self) -> AsyncIterator[Path]:
+        """Another one after the death of the present one; it is brought its path by the log."""
+        ours, theirs = socket_pair()
+        with theirs:
+            self.control.let_go()
+            send_descriptor(self._console, CONTROL, theirs.fileno())
+        async with open_path(SocketTransport(ours)) as self.control:
+            self._nursery.start_soon(self.control.serve, self.answer)
+            yield self.control
+            self.control.let_go()
 
     async def said(self, start: str) -> str:
         """The first line that begins so, when it is there."""

@@ -47,6 +47,7 @@ class Cp:
         self.nursery = nursery
         self.asked: list[Any] = []
         self.refusal: Rejected | None = None
+        self.asleep = False
         self.hold = trio.Event()
         self.hold.set()
         self.servers: list[Path] = []
@@ -84,9 +85,11 @@ class Cp:
                     self.servers.append(path)
                     await message.reply({"path": len(self.cuts)}, descriptors=(theirs.fileno(),))
                 return
-            case ["rebind", {"path": int(), "stream": bool()}]:
+            case ["rebind", {"path": int(), "stream": bool(), "wanted": bool(wanted)}]:
                 if self.refusal is not None:
                     raise self.refusal
+                if self.asleep and not wanted:
+                    raise Rejected("asleep", "STOCK sleeps")
                 theirs, ours = self.join()
                 self.ends.append(ours)
                 with theirs:
@@ -239,7 +242,7 @@ async def test_path_that_is_cut_is_bound_again(cp: Cp) -> None:
             await trio.testing.wait_all_tasks_blocked()
             await message.reply("answered")
         assert answers == ["answered"]
-    assert cp.asked[1:] == [["rebind", {"path": 1, "stream": False}]] * 3
+    assert cp.asked[1:] == [["rebind", {"path": 1, "stream": False, "wanted": True}]] * 3
     assert not path.severed
     path.sever()
 
@@ -258,8 +261,108 @@ async def test_byte_stream_that_is_cut_says_so(cp: Cp) -> None:
     await trio.testing.wait_all_tasks_blocked()
     await stream.send_all(b"y")
     assert await other.receive_some(1) == b"y"
-    assert cp.asked[-1] == ["rebind", {"path": 1, "stream": True}]
+    assert cp.asked[-1] == ["rebind", {"path": 1, "stream": True, "wanted": True}]
     path.sever()
+
+
+@pytest.mark.parametrize("verb", ["call", "send", "send_nowait", "send_many"])
+async def test_path_to_a_machine_that_sleeps(cp: Cp, verb: str) -> None:
+    """It stays without a descriptor, and asks again when the program has something to say."""
+    path = await cp.machine.connect("stock")
+    (server,) = cp.servers
+    cp.asleep = True
+    cp.cut()
+    await trio.testing.wait_all_tasks_blocked()
+    assert cp.asked[1:] == [["rebind", {"path": 1, "stream": False, "wanted": False}]]
+    assert not path.severed
+    async with trio.open_nursery() as nursery:
+        match verb:
+            case "call":
+                nursery.start_soon(path.call, "good morning")
+            case "send":
+                nursery.start_soon(path.send, "good morning")
+            case "send_many":
+                nursery.start_soon(path.send_many, ["good morning"])
+            case "send_nowait":
+                path.send_nowait("good morning")
+        message = await server.receive()
+        assert message.body == "good morning"
+        if verb == "call":
+            await message.reply()
+    assert cp.asked[2:] == [["rebind", {"path": 1, "stream": False, "wanted": True}]]
+    path.sever()
+
+
+@pytest.mark.parametrize("verb", ["call", "send", "send_nowait"])
+async def test_path_that_was_released_and_sleeps(cp: Cp, verb: str) -> None:
+    """Also where there is no room, since the one before took no more messages: to ask for room is to want it."""
+    path = await cp.machine.connect("stock")
+    (server,) = cp.servers
+    cp.asleep = True
+    await server.release()
+    await trio.testing.wait_all_tasks_blocked()
+    assert cp.asked[1:] == [["rebind", {"path": 1, "stream": False, "wanted": False}]]
+    assert path.held
+    async with trio.open_nursery() as nursery:
+        match verb:
+            case "call":
+                nursery.start_soon(path.call, "good morning")
+            case "send":
+                nursery.start_soon(path.send, "good morning")
+            case "send_nowait":
+                with pytest.raises(trio.WouldBlock):
+                    path.send_nowait("good morning")
+        while not cp.ends:
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        async with open_path(SocketTransport(cp.ends.pop())) as successor:
+            if verb == "send_nowait":
+                nursery.start_soon(path.call, "good morning")
+            message = await successor.receive()
+            assert message.body == "good morning"
+            assert not message.redelivered
+            if message.wants_reply:
+                await message.reply()
+    assert cp.asked[2:] == [["rebind", {"path": 1, "stream": False, "wanted": True}]]
+    path.sever()
+
+
+@pytest.mark.parametrize("released", [False, True])
+async def test_byte_stream_to_a_machine_that_sleeps(cp: Cp, released: bool) -> None:
+    """It has not begun at its other end, so that it can begin at the successor's."""
+    path = await cp.machine.connect("stock")
+    (server,) = cp.servers
+    cp.asleep = True
+    if released:
+        await server.release()
+    else:
+        server.let_go()
+    await trio.testing.wait_all_tasks_blocked()
+    stream = path.stream()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.send_all, b"good morning")
+        while not cp.ends:
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        async with open_path(SocketTransport(cp.ends.pop())) as successor:
+            await successor.wait_stream()
+            other = successor.stream()
+            assert await other.receive_some() == b"good morning"
+            await other.send_all(b"hello")
+            assert await stream.receive_some() == b"hello"
+            await stream.aclose()
+            assert await other.receive_some() == b""
+    assert cp.asked[1:] == [["rebind", {"path": 1, "stream": False, "wanted": wanted}] for wanted in (False, True)]
+
+
+async def test_path_that_sleeps_and_is_severed(cp: Cp) -> None:
+    """By its program: nobody is asked for anything."""
+    path = await cp.machine.connect("stock")
+    cp.asleep = True
+    cp.cut()
+    await trio.testing.wait_all_tasks_blocked()
+    path.sever()
+    await path.wait_severed()
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(cp.asked) == 2
 
 
 async def test_path_that_is_not_bound_again_ends_with_the_reason(cp: Cp) -> None:
@@ -295,7 +398,7 @@ async def test_accepted_path_is_bound_again_as_well(cp: Cp) -> None:
         cp.refusal = Rejected("lost", "CALLER died: exit status 3")
         cp.cut()
         await over.wait()
-    assert cp.asked[-1] == ["rebind", {"path": 77, "stream": False}]
+    assert cp.asked[-1] == ["rebind", {"path": 77, "stream": False, "wanted": False}]
 
 
 async def _ignore_end(path: Path) -> None:

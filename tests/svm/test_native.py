@@ -91,6 +91,33 @@ async def test_stop_is_a_signal_to_the_program(run: pathlib.Path) -> None:
             assert not [record for record in it.records if record.severity < WARNING]
 
 
+async def test_program_goes_on_under_the_next_control_program(run: pathlib.Path) -> None:
+    """It has no descriptor of the log, by which that one comes: what it has as 1 and 2 are pipes."""
+    async with native(run) as it:
+        await it.run("heed")
+        await it.said("waiting")
+        for _ in range(3):
+            async with it.next_control_program() as control:
+                assert await control.call(["meters", {}]) == {"uses": {}, "serves": {}}
+        async with it.next_control_program():
+            await it.stop()
+            assert await it.ended() == 5
+        assert "good bye" in it.lines()
+
+
+async def test_program_that_is_started_beside_a_heartbeat(run: pathlib.Path) -> None:
+    """A process with two threads makes another one; nothing is said about it."""
+    async with native(run) as it:
+        await it.control.call(["watch", {"every": 0.01}])
+        while not it.beats:
+            await trio.lowlevel.checkpoint()
+        await it.run("wait")
+        await it.said("waiting")
+        await it.stop()
+        assert await it.ended() == 0
+        assert not [record for record in it.records if record.severity <= NOTICE]
+
+
 async def test_program_does_not_outlive_its_runtime(run: pathlib.Path) -> None:
     """Where there is no PID namespace, the kernel ends it with the machine's own process."""
     async with native(run) as it:
