@@ -18,7 +18,7 @@ def test_one_machine_cannot_take_all_paths_to_another(monkeypatch: pytest.Monkey
         """As many paths as it can get."""
         taken: list[Circuit] = []
         while True:
-            one = Circuit(origin, 1, Edge("x", target), 1.0)
+            one = Circuit(origin, 1, Edge("x", target))
             circuits.add(one)
             try:
                 circuits.use(one)

@@ -3,133 +3,26 @@
 import errno
 import os
 import resource
-import select
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any
 
 import pytest
 import trio
 import trio.testing
+from tests.boards import Bench, Onlooker, Return, ended, open_board, receive
 from tests.leaks import assert_none_left, descriptors
 
 from retinue.cp.circuit import LINGER, MAX_PATHS, Circuit
-from retinue.cp.directory import Edge
 from retinue.cp.directory.model import OnRestart
-from retinue.cp.relay import Listener
-from retinue.cp.switchboard import MOST_REJOINS, RETURN_LIMIT, Switchboard
+from retinue.cp.joining import MOST_REJOINS, RETURN_LIMIT
 from retinue.pipes import Path, PathSevered, Rejected, SocketTransport, open_path, wire
-
-
-@pytest.fixture(autouse=True)
-def _no_descriptor_leaks() -> Iterator[None]:
-    before = descriptors()
-    yield
-    assert_none_left(before)
-
-
-class Machine:
-    """A Target that does as it is told."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.generation = 1
-        self.ready = trio.Event()
-        self.ready.set()
-        self.ends: list[socket.socket] = []
-        self.offered: list[tuple[str, int]] = []
-        self.idents: list[int] = []
-        self.broken: str | None = None
-        self.waited: list[bool] = []
-        self.during: Callable[[], Awaitable[None]] | None = None
-
-    async def wait_ready(self, *, wait: bool) -> None:
-        self.waited.append(wait)
-        if self.broken is not None:
-            raise Rejected("broken", self.broken)
-        if not wait and not self.ready.is_set():
-            raise Rejected("not-ready", f"{self.name} is STARTING")
-        if not self.ready.is_set():  # as the real one: no checkpoint when there is nothing to wait for
-            await self.ready.wait()
-        if self.broken is not None:
-            raise Rejected("broken", self.broken)
-
-    async def offer(self, circuit: Circuit, descriptor: int) -> None:
-        self.offered.append((circuit.origin, circuit.edge.limit))
-        self.idents.append(circuit.ident)
-        end = socket.socket(fileno=os.dup(descriptor))
-        try:
-            if self.during is not None:
-                await self.during()
-        except BaseException:
-            end.close()
-            raise
-        self.ends.append(end)
-
-    def die(self) -> None:
-        for end in self.ends:
-            end.close()
-        self.ends.clear()
-        self.idents.clear()
-
-
-class Bench:
-    """A switchboard between A, B and the star services."""
-
-    def __init__(self, nursery: trio.Nursery) -> None:
-        self.nursery = nursery
-        self.a, self.b = Machine("A"), Machine("B")
-        self.served: list[tuple[str, Path]] = []
-        self.board = Switchboard({"A": self.a, "B": self.b}, {"*CP": self.serve}, nursery)
-
-    async def serve(self, machine: str, path: Path) -> None:
-        self.served.append((machine, path))
-        await path.serve(self.answer)
-
-    async def answer(self, message: Any) -> Any:
-        return message.body
-
-    async def connect(
-        self, origin: str = "A", to: str = "B", *, wait: bool = True, on_restart: OnRestart = "keep"
-    ) -> socket.socket:
-        edge = Edge(name="x", to=to, limit=7, lazy=False, on_restart=on_restart)
-        made = await self.board.connect(origin, 1, edge, wait=wait)
-        return socket.socket(fileno=made.descriptor)
-
-    @asynccontextmanager
-    async def both_return(self, ident: int, generation: int = 1) -> AsyncIterator[tuple[socket.socket, socket.socket]]:
-        """The ends of a path between A and this generation of B, after both have asked for it."""
-        left, right = Return(self, "A", ident), Return(self, "B", ident, generation=generation)
-        async with left as origin_end, right as target_end:
-            yield origin_end, target_end
-
-    def died(self, machine: Machine, text: str = "it died") -> int:
-        """A process of the machine has ended, and the next one is about to begin."""
-        generation, machine.generation = machine.generation, machine.generation + 1
-        machine.die()
-        return self.board.died(machine.name, generation, text)
 
 
 @pytest.fixture
 async def bench() -> AsyncIterator[Bench]:
-    with trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
-            made = Bench(nursery)
-            nursery.start_soon(made.board.watch)
-            await trio.testing.wait_all_tasks_blocked()
-            yield made
-            made.a.die()
-            made.b.die()
-            nursery.cancel_scope.cancel()
-
-
-def ended(end: socket.socket) -> bool:
-    """Whether an end of a path sees the end of it."""
-    poll = select.poll()
-    poll.register(end, select.POLLRDHUP)
-    return bool(poll.poll(0))
+    async with open_board() as made:
+        yield made
 
 
 # -- connecting --------------------------------------------------------------------------------------------------------
@@ -377,50 +270,6 @@ async def test_many_paths_come_and_go(bench: Bench) -> None:
 # -- connecting again --------------------------------------------------------------------------------------------------
 
 
-class Return:
-    """A machine asks for its end of the newest path again."""
-
-    def __init__(self, bench: Bench, machine: str, ident: int, *, generation: int = 1, stream: bool = False) -> None:
-        self._asked = bench.board.rebind(machine, generation, ident, stream=stream)
-        self.end: socket.socket | None = None
-        self.refusal: Rejected | None = None
-        self.done = trio.Event()
-        self._scope = trio.CancelScope()
-        bench.nursery.start_soon(self._run)
-
-    async def _run(self) -> None:
-        with self._scope:
-            try:
-                self.end = socket.socket(fileno=await self._asked)
-            except Rejected as exc:
-                self.refusal = exc
-        self.done.set()
-
-    async def outcome(self) -> socket.socket | None:
-        """Its end; None when it got none while nobody else came."""
-        with trio.move_on_after(0.05):
-            await self.done.wait()
-        self._scope.cancel()
-        await self.done.wait()
-        return self.end
-
-    async def refused(self) -> tuple[str, str]:
-        await self.done.wait()
-        assert self.refusal is not None
-        return self.refusal.code, self.refusal.text
-
-    async def __aenter__(self) -> socket.socket:
-        await self.done.wait()
-        if self.refusal is not None:
-            raise self.refusal
-        assert self.end is not None
-        return self.end
-
-    async def __aexit__(self, *exc: object) -> None:
-        assert self.end is not None
-        self.end.close()
-
-
 async def test_both_come_back_to_a_path_that_was_cut(bench: Bench) -> None:
     """Whoever is first; as often as it happens; the control program can cut it again."""
     with await bench.connect() as end:
@@ -479,7 +328,7 @@ async def test_paths_that_nobody_asks_for_are_bounded(bench: Bench, monkeypatch:
 @pytest.mark.parametrize("asker", ["A", "B"])
 async def test_other_end_that_does_not_come_back(bench: Bench, asker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its process lives: it has a while for it, then the path is lost for both."""
-    monkeypatch.setattr("retinue.cp.switchboard.RETURN_LIMIT", 0.05)
+    monkeypatch.setattr("retinue.cp.joining.RETURN_LIMIT", 0.05)
     assert RETURN_LIMIT == 2.0
     (await bench.connect()).close()
     await trio.testing.wait_all_tasks_blocked()
@@ -723,28 +572,6 @@ async def test_path_of_the_control_programs_own_does_not_come_back(bench: Bench)
 
 
 # -- looking on --------------------------------------------------------------------------------------------------------
-
-
-class Onlooker:
-    """A Tapper that keeps what it sees."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[int, str, bytes]] = []
-        self.forgotten: list[int] = []
-
-    def listener(self, path: int) -> Listener:
-        def listen(direction: str, data: bytes, descriptors: Sequence[int]) -> None:
-            self.seen.append((path, direction, data))
-
-        return listen
-
-    def forget(self, path: int) -> None:
-        self.forgotten.append(path)
-
-
-async def receive(end: socket.socket) -> bytes:
-    await trio.lowlevel.wait_readable(end)
-    return end.recv(100)
 
 
 async def test_tap_shows_the_packets_of_an_edge(bench: Bench) -> None:
