@@ -19,31 +19,26 @@ Address = tuple[str, int]
 
 
 class Client:
-    """Bytes from and to one client.
+    """Bytes from and to one client, however they come and go: what :class:`StreamClient` and others have in common.
 
     ``address`` and ``server`` are both ends of the client's TCP connection as far as they are known. ``buffer`` holds
     what has come and is not taken; the owner may take out of it and says so by :meth:`took`. ``interrupt`` is called
-    once when the client leaves while it is set.
+    once when the client leaves while it is set. With ``resumable`` another process can go on with it.
     """
 
+    resumable = False
+
     def __init__(
-        self,
-        stream: trio.abc.HalfCloseableStream,
-        config: Config,
-        address: Address | None = None,
-        server: Address | None = None,
-        scheme: str = "http",
+        self, config: Config, address: Address | None = None, server: Address | None = None, scheme: str = "http"
     ) -> None:
         self.address, self.server, self.scheme = address, server, scheme
+        self.config = config
         self.buffer = bytearray()
         self.ended = False  # it sends no more, but may still be reading
         self.gone = False
         self.cut = False  # a write was begun and not finished: what the client has is not whole
         self.interrupt: Callable[[], None] | None = None
-        self._stream = stream
-        self._config = config
         self._arrived = trio.lowlevel.ParkingLot()
-        self._room = trio.lowlevel.ParkingLot()
         self._writers = trio.lowlevel.ParkingLot()
         self._writing = False
         self._progress = 0
@@ -51,23 +46,19 @@ class Client:
     # -- reading ----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Read ahead until the client has ended, then watch whether it still listens. Run it in a nursery."""
-        receive, buffer = self._stream.receive_some, self.buffer
-        try:
-            while True:
-                while len(buffer) >= READ_AHEAD:
-                    await self._room.park()
-                data = await receive(READ_SIZE)
-                if not data:
-                    break
-                buffer += data
-                self._arrived.unpark_all()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self.lose()
-            return
-        self.ended = True
-        self._arrived.unpark_all()
-        await self._watch_half_closed()
+        """Take what comes until nothing more will, and notice when the client leaves. Run it in a nursery."""
+        raise NotImplementedError
+
+    async def begin(self) -> bool:
+        """Until work on what is in the buffer may begin: True. False after :meth:`wake`. Raises :exc:`ClientGone`."""
+        return True
+
+    def may_be_begun(self, needed: int) -> bool:
+        """Whether somebody else may have begun the request whose head was taken; ``needed`` is what follows that."""
+        return False
+
+    def give_back(self) -> None:
+        """Let somebody else have what is in the buffer, of which nothing was begun."""
 
     async def _watch_half_closed(self) -> None:
         """A client that closed its sending side gets what comes soon; when nothing comes for a while it counts as gone.
@@ -76,7 +67,7 @@ class Client:
         """
         while not self.gone:
             seen = self._progress
-            await trio.sleep(self._config.half_closed_time)
+            await trio.sleep(self.config.half_closed_time)
             if seen == self._progress and self.interrupt is not None and not self._writing:
                 self.lose()
 
@@ -88,12 +79,15 @@ class Client:
         had = len(self.buffer)
         if not self.ended and not self.gone:
             with trio.move_on_at(deadline) as scope:
-                await self._arrived.park()
+                await self._wait()
             if scope.cancelled_caught:
                 raise trio.TooSlowError
         if self.gone:
             raise ClientGone("the connection is gone")
         return not self.ended or len(self.buffer) > had
+
+    async def _wait(self) -> None:
+        await self._arrived.park()
 
     def wake(self) -> None:
         """Have whoever waits in :meth:`more` look again."""
@@ -108,8 +102,6 @@ class Client:
 
     def took(self) -> None:
         """Say that something was taken out of the buffer: reading may go on."""
-        if len(self.buffer) < READ_AHEAD:
-            self._room.unpark_all()
 
     def put_back(self, data: bytes) -> None:
         """Put what was taken too much back in front."""
@@ -144,12 +136,24 @@ class Client:
             self._writers.unpark()
 
     async def _write_slice(self, data: bytes | memoryview) -> None:
-        with trio.move_on_after(self._config.write_time) as scope:
-            await self._stream.send_all(data)
+        with trio.move_on_after(self.config.write_time) as scope:
+            await self._put(data)
         if scope.cancelled_caught:
             self.lose()
-            raise ClientGone(f"the client took nothing for {self._config.write_time:g} s")
+            raise ClientGone(f"the client took nothing for {self.config.write_time:g} s")
         self._progress += 1
+
+    async def _put(self, data: bytes | memoryview) -> None:
+        """Write it. Raises trio.BrokenResourceError or trio.ClosedResourceError."""
+        raise NotImplementedError
+
+    async def complete(self, data: bytes, rest: int, *, last: bool) -> None:
+        """Write the end of a response, like :meth:`write`.
+
+        It answers everything before the last ``rest`` bytes of the buffer; the ``last`` one ends this side afterwards.
+        """
+        if data:
+            await self.write(data)
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -165,9 +169,53 @@ class Client:
     async def linger(self, seconds: float) -> None:
         """Say that nothing more follows, then throw away what the client still sends until it has ended as well.
 
-        Closing with unread bytes would make the kernel send RST, which may destroy a response that the client has not
-        read yet (RFC 9112, 9.6).
+        A client that does not take what was written before is :attr:`cut`. Closing with unread bytes would make the
+        kernel send RST, which may destroy a response that the client has not read yet (RFC 9112, 9.6).
         """
+        raise NotImplementedError
+
+
+class StreamClient(Client):
+    """A client at the other end of a byte stream."""
+
+    def __init__(
+        self,
+        stream: trio.abc.HalfCloseableStream,
+        config: Config,
+        address: Address | None = None,
+        server: Address | None = None,
+        scheme: str = "http",
+    ) -> None:
+        super().__init__(config, address, server, scheme)
+        self._stream = stream
+        self._room = trio.lowlevel.ParkingLot()
+
+    async def run(self) -> None:
+        receive, buffer = self._stream.receive_some, self.buffer
+        try:
+            while True:
+                while len(buffer) >= READ_AHEAD:
+                    await self._room.park()
+                data = await receive(READ_SIZE)
+                if not data:
+                    break
+                buffer += data
+                self._arrived.unpark_all()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.lose()
+            return
+        self.ended = True
+        self._arrived.unpark_all()
+        await self._watch_half_closed()
+
+    def took(self) -> None:
+        if len(self.buffer) < READ_AHEAD:
+            self._room.unpark_all()
+
+    async def _put(self, data: bytes | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def linger(self, seconds: float) -> None:
         with trio.move_on_after(seconds):
             try:
                 await self._stream.send_eof()

@@ -1,6 +1,6 @@
 """One HTTP/1.1 connection: request after request, each answered before the next is looked at.
 
-It takes any trio stream and a ``forward`` callable and knows neither paths nor machines.
+It takes a client and a ``forward`` callable and knows neither paths nor machines.
 """
 
 import logging
@@ -10,10 +10,10 @@ from typing import Final
 import h11
 import trio
 
-from retinue.services.httpd.client import Address, Client
+from retinue.services.httpd.client import Client
 from retinue.services.httpd.config import Config
 from retinue.services.httpd.errors import BadReply, ClientGone, HttpError
-from retinue.services.httpd.exchange import Exchange
+from retinue.services.httpd.exchange import GATHER, Exchange
 from retinue.services.httpd.request import NOT_HTTP, Request, head_size, parse
 from retinue.services.httpd.response import make_head, refusal
 
@@ -24,6 +24,12 @@ access: Final = logging.getLogger("retinue.httpd.access")
 CLIENT_LEFT: Final = 499
 # How long a client may go on sending after we said that we close: enough to read the response, see Client.linger.
 LINGER: Final = 2.0
+# RFC 9110, 9.2.2: to do these a second time does what the first time did.
+IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+# What a client is told to wait before it tries again: the machine that it asks is here already.
+RETRY_AFTER: Final = 1
+
+DONE_ALREADY: Final = "The request may have been carried out: the server was restarted before it could answer."
 
 Forward = Callable[[Exchange], Awaitable[None]]
 
@@ -35,25 +41,22 @@ class Connection:
     :exc:`~retinue.services.httpd.errors.HttpError` or :exc:`~retinue.services.httpd.errors.BadReply`.
     """
 
-    def __init__(
-        self,
-        stream: trio.abc.HalfCloseableStream,
-        forward: Forward,
-        config: Config,
-        *,
-        address: Address | None = None,
-        server: Address | None = None,
-        scheme: str = "http",
-    ) -> None:
+    def __init__(self, client: Client, forward: Forward) -> None:
         self.aborted = False
-        self._client = Client(stream, config, address, server, scheme)
+        self._client = client
         self._forward = forward
-        self._config = config
+        self._config = client.config
         self._stopping = False
+        self._leaving = False
         self._exchange: Exchange | None = None
 
+    @property
+    def resumable(self) -> bool:
+        """Whether somebody else can go on with it."""
+        return self._client.resumable
+
     async def serve(self) -> None:
-        """Serve the connection to its end; the stream stays open, and the caller closes it.
+        """Serve the connection to its end; the caller closes what is under it.
 
         :attr:`aborted` says how: True when what the client has may not be whole, so that it must see an error (RST),
         not an end (FIN).
@@ -66,9 +69,9 @@ class Connection:
                     pass
             except ClientGone:
                 self.aborted = True
-            self.aborted = self.aborted or client.cut
-            if not self.aborted:
+            if not self.aborted and not client.cut:
                 await client.linger(LINGER)
+            self.aborted = self.aborted or client.cut
             nursery.cancel_scope.cancel()
 
     def stop(self) -> None:
@@ -77,6 +80,15 @@ class Connection:
         self._client.wake()
         if self._exchange is not None:
             self._exchange.close = True
+
+    def leave(self) -> None:
+        """Leave the client to somebody else, who can go on with it, when the request under way is answered."""
+        self._leaving = True
+        self._client.wake()
+
+    def configure(self, config: Config) -> None:
+        """Go by other figures from the next request on."""
+        self._config = self._client.config = config
 
     # -- one request ------------------------------------------------------------------------------------------------
 
@@ -94,11 +106,14 @@ class Connection:
             if error.__cause__ is not None:
                 log.debug("%s: refused: %s", self._peer, error.__cause__)
             return await self._refuse_head(conn, error, started)
+        # Its application has been given a short body together with the head, and a long one after it.
+        needed = request.length if request.length is not None and request.length <= GATHER else 0
+        again = request.method not in IDEMPOTENT and self._client.may_be_begun(needed)
         self._exchange = exchange = Exchange(self._client, conn, request, self._config)
         exchange.close = self._stopping
         try:
             try:
-                await self._answer(exchange)
+                await self._answer(exchange, again)
             except HttpError as error:
                 await self._refuse(exchange, error)
             except BadReply as exc:
@@ -117,13 +132,15 @@ class Connection:
             return False
         return exchange.release()
 
-    async def _answer(self, exchange: Exchange) -> None:
+    async def _answer(self, exchange: Exchange, again: bool) -> None:
         client = self._client
         with trio.CancelScope() as scope:
             exchange.on_failure = scope.cancel
             client.interrupt = lambda: exchange.fail(ClientGone("the client left"))
             try:
                 await exchange.gather()
+                if again:
+                    raise HttpError(503, DONE_ALREADY, retry_after=RETRY_AFTER)
                 await self._forward(exchange)
             except ClientGone:
                 if exchange.failure is None:
@@ -150,7 +167,7 @@ class Connection:
         head = make_head(refusal(error), "GET", more=False, close=True)
         body = refusal(error).body
         data = conn.send(head.event) + conn.send(h11.Data(data=body)) + conn.send(h11.EndOfMessage())
-        await self._client.write(data)
+        await self._client.complete(data, 0, last=True)
         self._log(None, error.status, len(body), started)
         return False
 
@@ -163,10 +180,15 @@ class Connection:
             while buffer and buffer[0] in b"\r\n":  # RFC 9112, 2.2: empty lines before a request line are ignored
                 del buffer[:1]
             if buffer:
+                if not await client.begin():
+                    continue
                 size = head_size(buffer, config)
                 if size:
                     return client.take(size)
                 client.took()
+                if self._leaving:
+                    self._leaving = False
+                    client.give_back()
                 if deadline == float("inf"):
                     deadline = trio.current_time() + config.head_time
                 try:

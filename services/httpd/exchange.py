@@ -173,17 +173,22 @@ class Exchange:
                 data += conn.send(h11.EndOfMessage())
         except h11.LocalProtocolError as exc:
             raise BadReply("the body has another length than content-length says") from exc
-        if data:
-            await self.client.write(data)
         if not more:
+            rest = conn.trailing_data[0] if self._reusable else b""
+            await self.client.complete(data, len(rest) + len(self.client.buffer), last=not self._reusable)
             self.complete = True
+        elif data:
+            await self.client.write(data)
 
     # -- afterwards -------------------------------------------------------------------------------------------------
 
+    @property
+    def _reusable(self) -> bool:
+        return self._conn.our_state is h11.DONE and self._conn.their_state is h11.DONE
+
     def release(self) -> bool:
         """Whether the connection can serve another request; gives back what was read beyond this one."""
-        conn = self._conn
-        if conn.our_state is not h11.DONE or conn.their_state is not h11.DONE:
+        if not self._reusable:
             return False
-        self.client.put_back(conn.trailing_data[0])
+        self.client.put_back(self._conn.trailing_data[0])
         return True

@@ -1,11 +1,11 @@
-"""The way to one application's machine: one path per edge, many requests on it at a time.
+"""The way to an application: one path to each machine behind an edge, many requests on it at a time.
 
-The shapes of the messages are in ``docs/reference/http-over-paths.md``. The machine at the other end is not trusted:
+The shapes of the messages are in ``docs/reference/http-over-paths.md``. A machine at the other end is not trusted:
 whatever it sends may spoil its own responses and nobody else's.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from itertools import count
 from typing import Any, Final
 
@@ -17,6 +17,8 @@ from retinue.services.httpd.config import Config
 from retinue.services.httpd.errors import BadReply, ClientGone, HttpError
 from retinue.services.httpd.exchange import Exchange
 from retinue.services.httpd.response import read_part, read_reply
+from retinue.svm import ConnectRefused
+from retinue.svm.fan import Fan
 
 log: Final = logging.getLogger("retinue.httpd")
 
@@ -24,8 +26,9 @@ log: Final = logging.getLogger("retinue.httpd")
 RETRY_AFTER: Final = 1
 
 GONE: Final = "The application's machine is gone."
+NOT_THERE: Final = "The application is not available now."
 
-Connect = Callable[[str], Awaitable[Path]]
+Spread = Callable[[], Fan]
 
 # Why a machine refused a request -> what the client gets. Any other code means the machine does not speak our protocol.
 _REFUSALS: Final = {
@@ -56,36 +59,64 @@ class _Call:
                 await self.settled.park()
 
 
-@attrs.define(eq=False)
-class _Attempt:
-    """One attempt to connect, and everybody who waits for it."""
-
-    done: trio.Event = attrs.field(factory=trio.Event)
-    path: Path | None = None
-
-
 class Gateway:
-    """Forwards exchanges over one edge, and connects again when its path was severed.
+    """Forwards exchanges over one edge, each to the machine behind it that has fewest of them.
 
-    ``connect(edge)`` opens a path; it may wait as long as the target is starting or being restarted.
+    ``spread()`` is a fan over these machines, which connects again when a path was severed.
     """
 
-    def __init__(self, edge: str, connect: Connect, config: Config, nursery: trio.Nursery) -> None:
+    def __init__(self, edge: str, spread: Spread, config: Config, nursery: trio.Nursery) -> None:
         self.edge = edge
-        self._connect = connect
+        self._spread = spread
         self._config = config
         self._nursery = nursery
-        self._path: Path | None = None
-        self._attempt: _Attempt | None = None
+        self._fan: Fan | None = None
+        self._served: set[Path] = set()
         self._calls: dict[int, _Call] = {}
         self._ids = count(1)
+        self._retired = False
+        self._needless = trio.Event()
+
+    def configure(self, config: Config) -> None:
+        """Go by other figures from the next request on."""
+        self._config = config
+
+    def retire(self) -> None:
+        """No request comes any more: close the paths when those that they have are answered."""
+        self._retired = True
+        self._close_if_idle()
+
+    def _close_if_idle(self) -> None:
+        if self._retired and not self._calls:
+            self._needless.set()
 
     async def forward(self, exchange: Exchange) -> None:
         """Have the machine answer. Raises :exc:`HttpError` 500, 502, 503 or 504, :exc:`BadReply`, :exc:`ClientGone`."""
-        path = await self._connected()
         ident = next(self._ids)
-        call = _Call(exchange, trio.CancelScope())
-        self._calls[ident] = call
+        call = self._calls[ident] = _Call(exchange, trio.CancelScope())
+        try:
+            fan = self._opened()
+            with trio.move_on_after(self._config.patience) as scope:
+                try:
+                    rib = await fan.choose()
+                except ConnectRefused as exc:
+                    log.warning("edge %s: not available: %s", self.edge, exc)
+                    raise HttpError(503, NOT_THERE, retry_after=RETRY_AFTER) from exc
+            if scope.cancelled_caught:
+                raise HttpError(503, NOT_THERE, retry_after=RETRY_AFTER)
+            rib.busy += 1
+            try:
+                assert rib.path is not None
+                await self._forward(ident, call, self._serving(rib.path))
+            finally:
+                rib.busy -= 1
+                fan.settle(rib)
+        finally:
+            del self._calls[ident]
+            self._close_if_idle()
+
+    async def _forward(self, ident: int, call: _Call, path: Path) -> None:
+        exchange = call.exchange
         # Not before the call is on its way: a deadline that it is made with travels along, and this one may be moved.
         self._nursery.start_soon(self._start_clock, call)
         try:
@@ -98,7 +129,6 @@ class Gateway:
         except PathError as exc:
             raise HttpError(502, GONE) from exc
         finally:
-            del self._calls[ident]
             unfinished = call.pushing is not None
             if call.pulling is not None or unfinished:
                 await call.settle()
@@ -123,37 +153,33 @@ class Gateway:
             log.warning("edge %s: the machine refused a request: %s", self.edge, refusal)
         return HttpError(status, retry_after=RETRY_AFTER if status == 503 else None)
 
-    # -- the path ---------------------------------------------------------------------------------------------------
+    # -- the paths --------------------------------------------------------------------------------------------------
 
-    async def _connected(self) -> Path:
-        path = self._path
-        if path is not None and path.severed is None:
-            return path
-        attempt = self._attempt
-        if attempt is None:
-            attempt = self._attempt = _Attempt()
-            self._nursery.start_soon(self._open, attempt)
-        with trio.move_on_after(self._config.patience):
-            await attempt.done.wait()
-        if attempt.path is None or attempt.path.severed is not None:
-            raise HttpError(503, "The application is not available now.", retry_after=RETRY_AFTER)
-        return attempt.path
+    def _opened(self) -> Fan:
+        if self._fan is None:
+            self._fan = self._spread()
+            self._nursery.start_soon(self._run, self._fan)
+        return self._fan
 
-    async def _open(self, attempt: _Attempt) -> None:
+    def _serving(self, path: Path) -> Path:
+        if path not in self._served:
+            self._served.add(path)
+            self._nursery.start_soon(self._serve, path)
+        return path
+
+    async def _run(self, fan: Fan) -> None:
+        async with fan:
+            await self._needless.wait()
+
+    async def _serve(self, path: Path) -> None:
+        """Do what the machine asks for while it answers, until the path has ended."""
         try:
-            attempt.path = self._path = await self._connect(self.edge)
-        except PathError as exc:
-            log.warning("edge %s: not available: %s", self.edge, exc)
-        finally:
-            self._attempt = None
-            attempt.done.set()
-        if attempt.path is not None:
-            path = attempt.path
-            try:
-                await path.serve(self._on_message)
+            await path.serve(self._on_message)
+            if not self._needless.is_set():
                 log.warning("edge %s: path severed: %s", self.edge, path.severed)
-            finally:
-                path.sever()
+        finally:
+            self._served.discard(path)
+            path.sever()
 
     def _left_over(self, call: _Call, path: Path) -> bool:
         """Whether a machine that is dead now has read a part of the request or answered a part of it.

@@ -1,10 +1,9 @@
 """From the bytes of a request's head to a checked :class:`Request`. Everything here is untrusted until it is one."""
 
 import re
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import unquote
 
-import attrs
 import h11
 
 from retinue.services.httpd.config import Config
@@ -22,8 +21,7 @@ NOT_HTTP: Final = "The request is not valid HTTP/1.1."
 Headers = list[tuple[bytes, bytes]]
 
 
-@attrs.frozen
-class Request:
+class Request(NamedTuple):
     """A request's head, checked. ``length`` is the size of its body in bytes, None when it comes in chunks."""
 
     method: str

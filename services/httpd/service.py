@@ -1,20 +1,25 @@
 """HTTPD at work: clients' paths in, requests out over the edges that the routes name."""
 
 import logging
+from functools import partial
 from typing import Any, Final
 
 import trio
 
-from retinue.pipes import Path, PathError
-from retinue.services.httpd.client import Address
+from retinue.pipes import Message, Path, PathError
+from retinue.pipes.message import close_all
+from retinue.services.httpd.client import Address, Client, StreamClient
 from retinue.services.httpd.config import Config
 from retinue.services.httpd.connection import Connection
-from retinue.services.httpd.errors import HttpError
+from retinue.services.httpd.errors import BadRoute, HttpError
 from retinue.services.httpd.exchange import Exchange
 from retinue.services.httpd.gateway import Gateway
 from retinue.services.httpd.response import Reply
+from retinue.services.httpd.resumption import ResumableClient
 from retinue.services.httpd.routes import Routes
+from retinue.services.resumable import ACCEPT, ASK, OFFER, BadWord
 from retinue.svm import Machine
+from retinue.svm.errors import ConfigError, ConfigMistake
 
 log: Final = logging.getLogger("retinue.httpd")
 
@@ -25,43 +30,76 @@ OPENING_TIME: Final = 5.0
 class Service:
     """The routes, their gateways, and the connections of all clients. The gateways run in ``nursery``."""
 
-    def __init__(self, vm: Machine[Config], routes: Routes, nursery: trio.Nursery) -> None:
+    def __init__(self, vm: Machine[Config], nursery: trio.Nursery) -> None:
+        self._vm = vm
         self._config = vm.config
-        self._routes = routes
-        self._gateways = {edge: Gateway(edge, vm.connect, vm.config, nursery) for edge in routes.edges}
+        self._routes = Routes(vm.config.routes, vm.edges)
+        self._nursery = nursery
+        self._gateways = {edge: self._gateway(edge) for edge in self._routes.edges}
         self._connections: set[Connection] = set()
+        self._silent: set[Path] = set()  # nothing has come over them yet
         self._stopping = False
+
+    def _gateway(self, edge: str) -> Gateway:
+        return Gateway(edge, partial(self._vm.fan, edge), self._config, self._nursery)
 
     async def serve_client(self, path: Path) -> None:
         """Serve one client to its end. Whatever it does, nobody else notices."""
         try:
-            with trio.fail_after(OPENING_TIME):
-                untrusted_opening = (await path.receive()).body
-            client, server = read_opening(untrusted_opening)
-            await self._serve_connection(path, client, server)
-        except trio.TooSlowError:
-            path.sever("refused", "no tcp.open message came")
-        except BadOpening as exc:
+            client = await self._meet(path)
+            if client is not None:
+                await self._serve_connection(path, client)
+            path.sever()
+        except (BadOpening, BadWord) as exc:
             log.warning("%s: %s", path.peer or "a caller", exc)
             path.sever("refused", str(exc))
         except PathError as exc:
             log.debug("a connection ended before it began: %s", exc)
-        finally:
             path.sever()
 
-    async def _serve_connection(self, path: Path, client: Address | None, server: Address | None) -> None:
-        connection = Connection(path.stream(), self.forward, self._config, address=client, server=server)
+    async def _meet(self, path: Path) -> Client | None:
+        """Who is at the other end of a new path; None when nobody has anything to say."""
+        # A predecessor of this machine may have been given the path, and the client may be idle.
+        with trio.move_on_after(max(OPENING_TIME, self._config.idle_time)):
+            self._silent.add(path)
+            try:
+                if self._stopping:
+                    return None
+                message = await path.receive()
+            finally:
+                self._silent.discard(path)
+            close_all(message.descriptors)
+            if message.wants_reply:
+                return await self._resume(path, message)
+            address, server = read_opening(message.body)
+            if message.body.get(OFFER) is not True:
+                return StreamClient(path.stream(), self._config, address, server)
+            path.send_nowait({"type": ACCEPT})  # it leaves with the word that tcp.open was received
+            return ResumableClient(path, self._config, address, server)
+        return None
+
+    async def _resume(self, path: Path, question: Message) -> Client:
+        if type(question.body) is not dict or question.body.get("type") != ASK:
+            raise BadOpening("the first message on a path to HTTPD must be tcp.open")
+        client = ResumableClient(path, self._config)
+        client.address, client.server = read_addresses(await client.resume(question))
+        return client
+
+    async def _serve_connection(self, path: Path, client: Client) -> None:
+        connection = Connection(client, self.forward)
         self._connections.add(connection)
-        orderly = False
         try:
             if self._stopping:
-                connection.stop()
+                self._end(connection)
             await connection.serve()
-            orderly = not connection.aborted
+        except BaseException:
+            if not (self._draining and isinstance(client, ResumableClient)):
+                path.sever("reset", "the response is not complete")
+            raise
         finally:
             self._connections.discard(connection)
-            if not orderly:
-                path.sever("reset", "the response is not complete")
+        if connection.aborted:
+            path.sever("reset", "the response is not complete")
         await path.aclose()
 
     async def forward(self, exchange: Exchange) -> None:
@@ -76,10 +114,47 @@ class Service:
         await self._gateways[edge].forward(exchange)
 
     def stop(self) -> None:
-        """Let every connection end after the request that is under way."""
+        """Let every connection end after the request that is under way, but for those that a successor gets."""
         self._stopping = True
         for connection in self._connections:
+            self._end(connection)
+        if not self._draining:
+            for path in list(self._silent):
+                path.sever()
+
+    async def wait_draining(self) -> None:
+        """Until a successor takes this machine's place: it gets every request that was not begun."""
+        await self._vm.draining.wait()
+        for connection in self._connections:
+            if connection.resumable:
+                connection.leave()
+
+    def _end(self, connection: Connection) -> None:
+        if not (self._draining and connection.resumable):
             connection.stop()
+
+    @property
+    def _draining(self) -> bool:
+        return self._vm.draining.is_set()
+
+    # -- other routes -----------------------------------------------------------------------------------------------
+
+    async def reload(self, config: Config) -> None:
+        """Go by another config, each connection from its next request on. Raises :exc:`ConfigError`."""
+        try:
+            routes = Routes(config.routes, self._vm.edges)
+        except BadRoute as exc:
+            raise ConfigError((ConfigMistake(("routes", exc.prefix), str(exc)),)) from exc
+        self._config, self._routes = config, routes
+        for edge in self._gateways.keys() - set(routes.edges):
+            self._gateways.pop(edge).retire()
+        for edge in routes.edges:
+            if edge in self._gateways:
+                self._gateways[edge].configure(config)
+            else:
+                self._gateways[edge] = self._gateway(edge)
+        for connection in self._connections:
+            connection.configure(config)
 
 
 class BadOpening(ValueError):
@@ -90,6 +165,11 @@ def read_opening(untrusted: Any) -> tuple[Address | None, Address | None]:
     """(client, server) out of a ``tcp.open`` message (docs/reference/tcpip.md). Raises :exc:`BadOpening`."""
     if type(untrusted) is not dict or untrusted.get("type") != "tcp.open":
         raise BadOpening("the first message on a path to HTTPD must be tcp.open")
+    return read_addresses(untrusted)
+
+
+def read_addresses(untrusted: dict[str, Any]) -> tuple[Address | None, Address | None]:
+    """(client, server) out of a message that tells both. Raises :exc:`BadOpening`."""
     return _address(untrusted.get("client")), _address(untrusted.get("server"))
 
 

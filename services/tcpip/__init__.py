@@ -2,7 +2,8 @@
 
 It listens where its config says and makes one path per TCP connection. The first message on the path says who is
 calling (``tcp.open``); then both ends call ``stream()`` and bytes are relayed in both directions, with back-pressure
-and half-close. Another machine with an edge to this one may ask for a connection, or for datagrams, to a place that
+and half-close. A machine that would rather answer questions (``tcp.ask``) leaves its connections to its successor when
+it dies. Another machine with an edge to this one may ask for a connection, or for datagrams, to a place that
 ``config.allow`` names for it. TCPIP knows nothing of what the bytes mean.
 
 ====================  =============================================================================================

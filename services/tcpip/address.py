@@ -37,6 +37,6 @@ def format_address(address: Address) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def opening(client: Address, server: Address) -> dict[str, Any]:
-    """The first message on every path that TCPIP makes: both addresses of its connection, each ``[host, port]``."""
-    return {"type": "tcp.open", "client": list(client), "server": list(server)}
+def addresses(client: Address, server: Address) -> dict[str, Any]:
+    """Both addresses of a connection as messages say them, each ``[host, port]``."""
+    return {"client": list(client), "server": list(server)}

@@ -3,6 +3,7 @@
 import attrs
 from attrs.validators import ge, gt
 
+from retinue.services.resumable import MOST_KEPT
 from retinue.services.tcpip.policy import validate_allow
 
 
@@ -15,6 +16,9 @@ class Config:
     max_connections: int = attrs.field(default=1024, validator=ge(1))
     # Connections that the kernel completes and keeps for us; it cuts this to net.core.somaxconn.
     backlog: int = attrs.field(default=1024, validator=ge(1))
+    # Bytes of what a client has sent that are kept until they are answered, so that another process of the machine can
+    # go on when one has died: four times the largest headers that HTTPD takes, and a form. 0: no connection survives.
+    max_kept: int = attrs.field(default=MOST_KEPT, validator=ge(0))
     # How long a client waits for a machine that is starting or being restarted before its connection is closed.
     patience: float = attrs.field(default=5.0, validator=gt(0))
 

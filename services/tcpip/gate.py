@@ -2,14 +2,17 @@
 
 import errno
 import logging
-from typing import Final
+from typing import Any, Final
 
 import trio
 
-from retinue.pipes import Path, PathError
-from retinue.services.tcpip.address import Address, format_address, opening
+from retinue.pipes import Path, PathError, Rejected
+from retinue.pipes.message import close_all
+from retinue.services.resumable import ACCEPT, LEAST_LIMIT, OFFER
+from retinue.services.tcpip.address import Address, addresses, format_address
 from retinue.services.tcpip.config import Config
-from retinue.services.tcpip.relay import Relay, Relays, hang_up
+from retinue.services.tcpip.conversation import Conversation
+from retinue.services.tcpip.relay import Carrier, Relay, Relays, hang_up
 from retinue.svm import Machine
 
 log: Final = logging.getLogger("retinue.tcpip")
@@ -77,11 +80,16 @@ class Gate:
         try:
             client = trio.SocketStream(sock)  # sets TCP_NODELAY
             peer, here = sock.getpeername()[:2], sock.getsockname()[:2]
-            path = await self._connect(edge, peer, here)
+            opening = addresses(peer, here)
+            path = await self._connect(edge, peer, opening)
             if path is not None:
-                relay = Relay(client, path)
-                await self._relays.run(relay)
-                orderly = relay.orderly
+                carrier: Carrier
+                if _accepted(path):
+                    carrier = Conversation(client, path, opening, self.config.max_kept)
+                else:
+                    carrier = Relay(client, path)
+                await self._relays.run(carrier)
+                orderly = carrier.orderly
                 log.debug("%s: closed%s", format_address(peer), "" if orderly else ", cut off")
         except (OSError, PathError) as exc:  # gone before the first byte: the client, or the machine
             log.debug("connection lost before it began: %s", exc)
@@ -89,13 +97,14 @@ class Gate:
             hang_up(sock, orderly=orderly)
             self._room.release()
 
-    async def _connect(self, edge: str, peer: Address, here: Address) -> Path | None:
+    async def _connect(self, edge: str, peer: Address, opening: dict[str, Any]) -> Path | None:
         text = f"no answer within {self.config.patience:g} s"
         path: Path | None = None
         with trio.move_on_after(self.config.patience):
             try:
                 path = await self.vm.connect(edge)
-                await path.send(opening(peer, here))
+                offers = self.config.max_kept > 0 and path.limit >= LEAST_LIMIT
+                await path.send({"type": "tcp.open", **opening, **({OFFER: True} if offers else {})})
                 log.debug("%s: connected to the edge %s", format_address(peer), edge)
                 return path
             except PathError as exc:
@@ -104,3 +113,19 @@ class Gate:
             path.sever("lost", "not accepted in time")
         log.warning("%s: connection closed, the edge %s is not available: %s", format_address(peer), edge, text)
         return None
+
+
+def _accepted(path: Path) -> bool:
+    """Whether the machine that has received ``tcp.open`` takes up the offer in it: it has said so before.
+
+    PathError when it says anything else.
+    """
+    message = path.next_message()
+    if message is None:
+        return False
+    close_all(message.descriptors)
+    if message.wants_reply or type(message.body) is not dict or message.body.get("type") != ACCEPT:
+        path.sever("violation", f"after tcp.open comes {ACCEPT} or a stream")
+        raise Rejected("violation", "the machine does not speak for connections")
+    path.acknowledge(message)
+    return True

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import struct
+from typing import Protocol
 
 import trio
 
@@ -94,15 +95,32 @@ class Relay:
             self._reading.cancel()
 
 
+class Carrier(Protocol):
+    """What carries one TCP connection over one path."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def orderly(self) -> bool:
+        """The machine has ended its side: what it sent is complete, and the other end may be told so by a FIN."""
+
+    async def run(self) -> None:
+        """Carry it to the end."""
+
+    def finish(self) -> None:
+        """The system stops: nothing more is taken from the asker once it has the answer that it is owed."""
+
+
 class Relays:
-    """The relays that run, so that a stop can reach them."""
+    """The connections that are carried, so that a stop can reach them."""
 
     def __init__(self) -> None:
-        self._running: set[Relay] = set()
+        self._running: set[Carrier] = set()
         self._finishing = False
 
-    async def run(self, relay: Relay) -> None:
-        """:meth:`Relay.run`, to be told of a stop; the path has ended afterwards in any case."""
+    async def run(self, relay: Carrier) -> None:
+        """:meth:`Carrier.run`, to be told of a stop; the path has ended afterwards in any case."""
         self._running.add(relay)
         if self._finishing:
             relay.finish()

@@ -10,9 +10,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
-import trio.testing
 
-from retinue.pipes import Message, Path, memory_pair, socket_pair
+from retinue.pipes import Message, Path, Rejected, memory_pair, socket_pair
 from retinue.svm.edge import Edge
 from retinue.svm.machine import Machine
 
@@ -31,11 +30,18 @@ class Running:
 
 
 class System:
-    """Machines in one process, connected by real socket pairs."""
+    """Machines in one process, connected by real socket pairs.
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    With ``keeps`` a path whose target is killed, or drained, goes on with the next machine of that name.
+    """
+
+    def __init__(self, nursery: trio.Nursery, *, keeps: bool = False) -> None:
         self.nursery = nursery
         self._machines: dict[str, Running] = {}
+        self._all: list[Running] = []
+        self._keeps = keeps
+        self._circuits: dict[int, tuple[Running, str]] = {}
+        self._changed = trio.lowlevel.ParkingLot()
 
     async def start(self, name: str, main: Main, config: Any = None, **edges: str) -> Running:
         """Run ``main`` as the machine ``name``; returns when it is ready. ``edges``: local name -> target."""
@@ -51,11 +57,14 @@ class System:
             nursery=self.nursery,
         )
         running = self._machines[name] = Running(machine)
+        self._all.append(running)
 
         async def obey(message: Message) -> None:
             verb, arguments = message.body
             if verb == "ready":
                 running.ready.set()
+            elif verb == "rebind":
+                await self._rebind(running, arguments, message)
             else:
                 await self._connect(running, edges[arguments["edge"]], message)
 
@@ -67,18 +76,31 @@ class System:
         self.nursery.start_soon(theirs.serve, obey)
         self.nursery.start_soon(run)
         await running.ready.wait()
+        self._changed.unpark_all()
         return running
 
     async def _connect(self, caller: Running, target: str, message: Message) -> None:
-        while target not in self._machines:
-            await trio.testing.wait_all_tasks_blocked(0.01)
-        called = self._machines[target]
+        ident = 0
+        if self._keeps:
+            ident = len(self._circuits) + 1
+            self._circuits[ident] = caller, target
+        await self._join(caller, target, ident, message)
+
+    async def _rebind(self, caller: Running, arguments: dict[str, Any], message: Message) -> None:
+        origin, target = self._circuits[arguments["path"]]
+        if caller is not origin or arguments["stream"]:
+            raise Rejected("lost", "killed")
+        await self._join(caller, target, arguments["path"], message)
+
+    async def _join(self, caller: Running, target: str, ident: int, message: Message) -> None:
+        while (called := self._machines.get(target)) is None or called.machine.draining.is_set():
+            await self._changed.park()
         left, right = socket_pair()
-        for running in (caller, called):
-            running.held.append(left.dup())
-        await called.machine.offer(caller.machine.name, 64, right.detach())
-        await message.reply({"path": 0}, descriptors=(left.fileno(),))
-        left.close()
+        with left:
+            for running in (caller, called):
+                running.held.append(left.dup())
+            await called.machine.offer(caller.machine.name, 64, right.detach(), ident=ident)
+            await message.reply({"path": ident}, descriptors=(left.fileno(),))
 
     def kill(self, name: str) -> None:
         """What a SIGKILL does: the descriptors are gone without a word."""
@@ -90,7 +112,7 @@ class System:
         running.scope.cancel()
 
     def close(self) -> None:
-        for running in self._machines.values():
+        for running in self._all:
             for each in running.held:
                 each.close()
 

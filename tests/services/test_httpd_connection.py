@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 
+from retinue.services.httpd.client import StreamClient
 from retinue.services.httpd.config import Config
 from retinue.services.httpd.connection import Connection
 from retinue.services.httpd.errors import BadReply, HttpError
@@ -35,9 +36,8 @@ class Client:
 
     def __init__(self, nursery: trio.Nursery, forward: Callable[[Exchange], Awaitable[None]] = echo, **limits: Any):
         self.stream, server = trio.testing.memory_stream_pair()
-        self.connection = Connection(
-            server, forward, Config(routes={"/": "app"}, **limits), address=("1.2.3.4", 5), server=("5.6.7.8", 80)
-        )
+        config = Config(routes={"/": "app"}, **limits)
+        self.connection = Connection(StreamClient(server, config, ("1.2.3.4", 5), ("5.6.7.8", 80)), forward)
         self.ended = trio.Event()
         nursery.start_soon(self._serve, server)
 
@@ -207,7 +207,7 @@ async def test_connection_streams_with_back_pressure(nursery: trio.Nursery) -> N
         await exchange.send_body(b"end", more=False)
 
     ours, theirs = trio.testing.lockstep_stream_pair()
-    connection = Connection(theirs, stream, Config(routes={"/": "app"}))
+    connection = Connection(StreamClient(theirs, Config(routes={"/": "app"})), stream)
     nursery.start_soon(connection.serve)
     await ours.send_all(GET)
     got = await ours.receive_some()
@@ -318,7 +318,7 @@ async def test_connection_gives_up_on_a_silent_body(nursery: trio.Nursery, autoj
 
 async def test_connection_cuts_a_client_that_takes_nothing(nursery: trio.Nursery, autojump_clock: Any) -> None:
     ours, theirs = trio.testing.lockstep_stream_pair()
-    connection = Connection(theirs, echo, Config(routes={"/": "app"}, write_time=9))
+    connection = Connection(StreamClient(theirs, Config(routes={"/": "app"}, write_time=9)), echo)
     nursery.start_soon(ours.send_all, GET)
     await connection.serve()
     assert connection.aborted
@@ -340,7 +340,7 @@ async def test_connection_cancels_the_call_of_a_client_that_is_gone(nursery: tri
             cancelled.set()
 
     ours, theirs = trio.testing.memory_stream_pair()
-    connection = Connection(theirs, hang, Config(routes={"/": "app"}))
+    connection = Connection(StreamClient(theirs, Config(routes={"/": "app"})), hang)
     nursery.start_soon(connection.serve)
     await ours.send_all(GET)
     await begun.wait()

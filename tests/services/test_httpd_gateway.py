@@ -2,17 +2,21 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import pytest
 import trio
 import trio.testing
 
 from retinue.pipes import Message, Path, Rejected, memory_pair
+from retinue.services.httpd.client import StreamClient
 from retinue.services.httpd.config import Config
 from retinue.services.httpd.connection import Connection
 from retinue.services.httpd.gateway import Gateway
-from retinue.svm import ConnectRefused
+from retinue.svm import ConnectRefused, Machine
+from retinue.svm.edge import Edge
+from retinue.svm.fan import SOONEST, Fan
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -30,8 +34,8 @@ class Application:
         self.refuses = False
         self._nursery = nursery
 
-    async def connect(self, edge: str) -> Path:
-        assert edge == "app"
+    async def connect_instance(self, edge: str, instance: int | None) -> Path:
+        assert (edge, instance) == ("app", None)
         if self.refuses:
             raise ConnectRefused(edge, "broken", "it is broken")
         await self.running.wait()
@@ -56,7 +60,7 @@ class Browser:
 
     def __init__(self, nursery: trio.Nursery, gateway: Gateway, config: Config) -> None:
         self.stream, server = trio.testing.memory_stream_pair()
-        self.connection = Connection(server, gateway.forward, config)
+        self.connection = Connection(StreamClient(server, config), gateway.forward)
         self._server = server
         nursery.start_soon(self._serve)
 
@@ -78,8 +82,11 @@ class Site:
     def __init__(self, nursery: trio.Nursery, handler: Handler, **settings: Any) -> None:
         self.config = Config(routes={"/": "app"}, **settings)
         self.application = Application(nursery, handler)
-        self.gateway = Gateway("app", self.application.connect, self.config, nursery)
+        self.gateway = Gateway("app", self._spread, self.config, nursery)
         self._nursery = nursery
+
+    def _spread(self) -> Fan:
+        return Fan(cast(Machine[Any], self.application), Edge("app", 64))
 
     def browser(self) -> Browser:
         return Browser(self._nursery, self.gateway, self.config)
@@ -246,12 +253,47 @@ async def test_gateway_waits_for_a_machine_and_then_answers_503(autojump_clock: 
         assert len(it.application.paths) == 2  # both waited for the same attempt
 
 
-async def test_gateway_answers_503_at_once_for_a_broken_machine() -> None:
+async def test_gateway_spreads_requests_over_the_machines_behind_an_edge() -> None:
+    """Each to the one that has fewest; what a machine pulls meanwhile comes over its own path."""
+    asked = [0, 0]
+    full = trio.Event()
+
+    def counting(index: int) -> Handler:
+        async def handle(message: Message) -> Any:
+            asked[index] += 1
+            if sum(asked) == 6:
+                full.set()
+            await full.wait()
+            piece = await message.path.call({"type": "http.receive", "id": message.body["id"]})
+            return f"{index} {len(piece['body'])}"
+
+        return handle
+
+    async with trio.open_nursery() as nursery:
+        machines = [Application(nursery, counting(index)) for index in range(2)]
+
+        class Behind:
+            async def connect_instance(self, edge: str, instance: int | None) -> Path:
+                assert instance is not None
+                return await machines[instance - 1].connect_instance(edge, None)
+
+        config = Config(routes={"/": "app"})
+        spread = partial(Fan, cast(Machine[Any], Behind()), Edge("app", 64, instances=2))
+        gateway = Gateway("app", spread, config, nursery)
+        async with trio.open_nursery() as asking:
+            for _ in range(6):
+                asking.start_soon(Browser(nursery, gateway, config).get)
+        assert asked == [3, 3]
+        nursery.cancel_scope.cancel()
+
+
+async def test_gateway_answers_503_at_once_for_a_broken_machine(autojump_clock: Any) -> None:
     async with site(hello) as it:
         it.application.refuses = True
         with trio.fail_after(1):
             assert status_of(await it.get()) == 503
         it.application.refuses = False
+        await trio.sleep(SOONEST)  # it is asked again after a pause
         assert status_of(await it.get()) == 201
 
 
@@ -351,7 +393,7 @@ async def test_gateway_cuts_off_a_response_that_goes_wrong(handler: Handler, cap
 async def test_gateway_refuses_a_reply_that_overtakes_its_parts(caplog: Any) -> None:
     async with site(hurry) as it:
         ours, theirs = trio.testing.lockstep_stream_pair()
-        connection = Connection(theirs, it.gateway.forward, it.config)
+        connection = Connection(StreamClient(theirs, it.config), it.gateway.forward)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(connection.serve)
             await ours.send_all(GET)

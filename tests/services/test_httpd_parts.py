@@ -1,5 +1,6 @@
 """The parts of HTTPD that do no I/O: routes, a request's head, an application's reply."""
 
+from email.utils import formatdate
 from typing import Any
 
 import h11
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from retinue.services.httpd.config import Config
 from retinue.services.httpd.errors import BadReply, BadRoute, HttpError
 from retinue.services.httpd.request import Request, head_size, parse
-from retinue.services.httpd.response import make_head, read_part, read_reply
+from retinue.services.httpd.response import format_date, make_head, read_part, read_reply
 from retinue.services.httpd.routes import Routes
 from retinue.services.httpd.service import BadOpening, read_opening
 
@@ -226,3 +227,11 @@ def test_opening_with_a_false_address_is_refused(client: Any) -> None:
         read_opening({"type": "tcp.open", "client": client})
     with pytest.raises(BadOpening):
         read_opening(client)
+
+
+# -- the Date header ------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**32))
+def test_date_is_that_of_the_standard_library(second: int) -> None:
+    assert format_date(second) == formatdate(second, usegmt=True)

@@ -6,7 +6,7 @@ HTTP bytes -> connection -> gateway -> path -> ASGI runtime -> Starlette, and ba
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -18,10 +18,14 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Mount, Route
 
 from retinue.pipes import Path, memory_pair
+from retinue.services.httpd.client import StreamClient
 from retinue.services.httpd.config import Config
 from retinue.services.httpd.connection import Connection
 from retinue.services.httpd.gateway import Gateway
+from retinue.svm import Machine
 from retinue.svm.asgi import Runner
+from retinue.svm.edge import Edge
+from retinue.svm.fan import Fan
 from retinue.svm.lifespan import Lifespan
 
 
@@ -140,20 +144,24 @@ class Site:
         self._nursery = nursery
         self._runner = runner
         self._config = Config(routes={"/": "app"})
-        self._gateway = Gateway("app", self._connect, self._config, nursery)
+        self._gateway = Gateway("app", self._spread, self._config, nursery)
 
-    async def _connect(self, edge: str) -> Path:
+    async def connect_instance(self, edge: str, instance: int | None) -> Path:
         ours, theirs = (Path(transport) for transport in memory_pair())
         await self._nursery.start(ours.run)
         await self._nursery.start(theirs.run)
         self._nursery.start_soon(self._runner.serve_path, theirs)
         return ours
 
+    def _spread(self) -> Fan:
+        return Fan(cast(Machine[Any], self), Edge("app", 64))
+
     def open(self, *, lockstep: bool = False) -> tuple[Any, Connection, Any]:
         """A client's stream, and the connection that serves it with its own stream."""
         ours, theirs = trio.testing.lockstep_stream_pair() if lockstep else trio.testing.memory_stream_pair()
         address = ("1.2.3.4", 5)
-        connection = Connection(theirs, self._gateway.forward, self._config, address=address, server=("5.6.7.8", 80))
+        client = StreamClient(theirs, self._config, address, ("5.6.7.8", 80))
+        connection = Connection(client, self._gateway.forward)
         self._nursery.start_soon(self._serve, connection, theirs)
         return ours, connection, theirs
 

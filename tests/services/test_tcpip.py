@@ -126,6 +126,7 @@ async def test_tcpip_tells_who_is_calling(system: System, caplog: Any) -> None:
             "type": "tcp.open",
             "client": list(client.socket.getsockname()),
             "server": ["127.0.0.1", port_of(caplog)],
+            "resumable": True,
         }
 
 
