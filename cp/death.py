@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Final
 
 import attrs
@@ -13,13 +14,48 @@ from retinue.cp.watch import MIB, mebibytes
 
 # How a program's last complaint begins when it was refused memory: by its interpreter, and by a call (ENOMEM).
 OUT_OF_STORAGE: Final = ("MemoryError", "OSError: [Errno 12]")
+# Exit status of a machine that could not be sealed (retinue.svm.boot).
+EXIT_SEAL: Final = 71
+
+
+class Cause(StrEnum):
+    """Why a process has ended, in a word."""
+
+    EXIT = "exit"  # by itself, with a status
+    SIGNAL = "signal"
+    OUT_OF_STORAGE = "out-of-storage"
+    WATCHDOG = "watchdog"  # it made no progress
+    SEAL_REFUSED = "seal-refused"
+    BAD_PROGRAM = "bad-program"
+    BAD_CONFIG = "bad-config"
+    NOT_READY = "not-ready"  # in time
+    DISK_FULL = "disk-full"
+    VIOLATION = "violation"  # of the protocol on its control path
+    NOT_MADE = "not-made"  # the host could not make it
+    ASKED = "asked"  # by the operator, or at the end of the system
+    REPLACED = "replaced"
+    IDLE = "idle"
+    FOLLOWED = "followed"  # a target, as its edge says, or others of its group
+    UNKNOWN = "unknown"
+
+
+@attrs.frozen
+class Trouble:
+    """Why the control program has ended a process, or asked it to end."""
+
+    cause: Cause
+    text: str
+
+
+ASKED: Final = Trouble(Cause.ASKED, "asked to stop")
 
 
 @attrs.frozen
 class Death:
-    """The cause in a sentence. ``asked``: the machine had been asked to end; ``failed``: it did not end well."""
+    """The cause, and a sentence about it. ``asked``: it had been asked to end; ``failed``: it did not end well."""
 
-    cause: str
+    cause: Cause
+    text: str
     asked: bool
     failed: bool
 
@@ -29,26 +65,39 @@ class Death:
 
     def obituary(self, entry: MachineEntry) -> str:
         """What others are told."""
-        return f"{entry.name} {'stopped' if self.in_order(entry) else 'died'}: {self.cause}"
+        return f"{entry.name} {'stopped' if self.in_order(entry) else 'died'}: {self.text}"
 
 
 def judge(
-    exit: Exit, entry: MachineEntry, *, asked: bool, trouble: str | None, last_complaint: Callable[[], str | None]
+    exit: Exit,
+    entry: MachineEntry,
+    *,
+    asked: Trouble | None,
+    trouble: Trouble | None,
+    last_complaint: Callable[[], str | None],
 ) -> Death:
-    """The death that an exit means. ``trouble`` is why the control program ended the process itself, if it did."""
+    """The death that an exit means.
+
+    ``asked`` is what it had been asked to end for, ``trouble`` why the control program ended the process itself.
+    """
     code = os.waitstatus_to_exitcode(exit.status)
+    wanted = asked is not None
     if trouble is not None:
-        return Death(trouble, asked, failed=True)
+        return Death(trouble.cause, trouble.text, wanted, failed=True)
     if code == 0:
-        return Death("asked to stop" if asked else "its program returned", asked, failed=False)
+        cause, text = (asked.cause, asked.text) if asked is not None else (Cause.EXIT, "its program returned")
+        return Death(cause, text, wanted, failed=False)
     if exit.out_of_storage:
-        return Death(f"out of storage: killed by the host at its limit of {_storage(exit, entry)}", asked, failed=True)
+        text = f"out of storage: killed by the host at its limit of {_storage(exit, entry)}"
+        return Death(Cause.OUT_OF_STORAGE, text, wanted, failed=True)
     if code < 0:
-        return Death(f"killed by {_signal_name(-code)}", asked, failed=True)
+        return Death(Cause.SIGNAL, f"killed by {_signal_name(-code)}", wanted, failed=True)
     said = exit.ended or last_complaint()
     if said and said.startswith(OUT_OF_STORAGE):
-        return Death(f"out of storage: its program got {said} within {_storage(exit, entry)}", asked, failed=True)
-    return Death(f"exit status {code}" + (f": {said}" if said else ""), asked, failed=True)
+        text = f"out of storage: its program got {said} within {_storage(exit, entry)}"
+        return Death(Cause.OUT_OF_STORAGE, text, wanted, failed=True)
+    cause = Cause.SEAL_REFUSED if code == EXIT_SEAL else Cause.EXIT
+    return Death(cause, f"exit status {code}" + (f": {said}" if said else ""), wanted, failed=True)
 
 
 def _storage(exit: Exit, entry: MachineEntry) -> str:

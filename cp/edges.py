@@ -72,14 +72,13 @@ async def survey(cp: "ControlProgram") -> list[dict[str, Any]]:
 def _rows(cp: "ControlProgram", books: Mapping[str, Books]) -> list[dict[str, Any]]:
     open_paths = cp.switchboard.paths_by_edge()
     rows = []
-    for machine in cp.topology.machines:
-        for edge in machine.uses:
-            name = label(machine.name, edge)
-            ours, theirs = books.get(machine.name), books.get(edge.to)
-            served = theirs.of_service(name) if theirs is not None else None
+    for life in cp.lives.values():
+        for edge in life.entry.uses:
+            name = label(life.name, edge)
+            ours = books.get(life.name)
             rows.append(
                 {
-                    "from": machine.name,
+                    "from": life.name,
                     "name": edge.name,
                     "to": edge.to,
                     "on_restart": None if edge.star else edge.on_restart,
@@ -88,8 +87,20 @@ def _rows(cp: "ControlProgram", books: Mapping[str, Books]) -> list[dict[str, An
                     "paths": open_paths[name],
                     "meters": {
                         "from": ours.of_use(edge.name) if ours is not None else None,
-                        "to": cp.switchboard.star_meter(name).as_dict() if edge.star else served,
+                        "to": cp.switchboard.star_meter(name).as_dict() if edge.star else _served(books, edge.to, name),
                     },
                 }
             )
     return rows
+
+
+def _served(books: Mapping[str, Books], to: str, name: str) -> MeterDict | None:
+    """What the machine at the other end counts, or all that are behind its name; None if none of them tells."""
+    told = [each.of_service(name) for machine, each in books.items() if machine.partition("@")[0] == to]
+    meters = [each for each in told if each is not None]
+    if len(meters) < 2:
+        return meters[0] if meters else None
+    total: MeterDict = {each: sum(meter[each] for meter in meters) for each in _NAMES - {"latency", "high_water"}}
+    total["high_water"] = max(meter["high_water"] for meter in meters)
+    total["latency"] = [sum(counts) for counts in zip(*(meter["latency"] for meter in meters), strict=True)]
+    return total

@@ -1,387 +1,499 @@
 """The life of one machine: one task, which reads as that life does.
 
-Spawn, load, wait for the servers, start, be ready, die or be stopped, be buried, pause, again.
+Be wanted, start, be ready, die or be replaced or be stopped, be buried, pause, again. The processes that it consists of
+are its :mod:`incarnations <retinue.cp.incarnation>`.
 """
 
-import contextlib
-import os
 import signal
-import time
-import traceback
 from collections.abc import Callable
-from functools import partial
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from retinue.cp.backoff import Backoff
-from retinue.cp.circuit import MAX_PATHS, Circuit
-from retinue.cp.death import Death, judge
+from retinue.cp.circuit import Circuit
+from retinue.cp.death import ASKED, Cause, Death, Trouble
 from retinue.cp.directory import MachineEntry
 from retinue.cp.errors import Misfit
-from retinue.cp.host.errors import SpawnFailed
 from retinue.cp.host.interface import Exit
+from retinue.cp.incarnation import Incarnation
+from retinue.cp.rest import until_idle
 from retinue.cp.states import FINAL, TABLE, Happening, State
-from retinue.cp.syslog import CRITICAL, ERROR, INFO, NOTICE
-from retinue.pipes import (
-    AccessDenied,
-    Message,
-    Path,
-    PathError,
-    PathSevered,
-    Rejected,
-    SocketTransport,
-    WrongMode,
-    socket_pair,
-    wire,
-)
-from retinue.pipes.message import close_all
+from retinue.cp.syslog import ERROR, INFO
+from retinue.pipes import Rejected
 
 if TYPE_CHECKING:
     from retinue.cp.system import ControlProgram
 
-# Seconds from a machine's birth to its ready(). A program that never says it would hold up everybody for ever.
-START_LIMIT: Final = 60.0
+# Seconds a machine has to finish what it has begun when it is asked to stop, unless the topology says otherwise.
+GRACE: Final = 10.0
 # Generations a machine may use up before the system has been ready once: somebody waits for it to come up.
 FIRST_TRIES: Final = 3
-# Seconds a machine has to finish what it has begun when it is asked to stop.
-GRACE: Final = 10.0
-# Seconds a machine that has closed its control path may take to end.
-LEAVING: Final = 5.0
-# Seconds to read what a dead machine has left in its log descriptor.
-LAST_WORDS: Final = 2.0
-# Seconds of it before the machine's paths are cut: its last line may be the reason that others are told.
-LAST_LINE: Final = 0.2
-# Messages a machine may have outstanding on its control path: connects wait there while a target restarts, and every
-# path of such a target asks there for its successor.
-CONTROL_LIMIT: Final = MAX_PATHS + 512
-# Messages on their way to a machine above which it is not asked for its meters: it does not answer anyway.
-METERS_LIMIT: Final = 64
-# Bytes of one of them: the longest is a refused config, with all its mistakes.
-CONTROL_LARGEST: Final = 256 * 1024
-# Mistakes in one machine's config that are told.
-MOST_MISTAKES: Final = 100
+
+
+class Wish(StrEnum):
+    """What is wanted of a machine."""
+
+    UP = "up"
+    REST = "rest"  # to be started by the first who connects
+    DOWN = "down"
 
 
 class Life:
-    """One machine of a running system."""
+    """One machine of a running system. ``entry`` is its definition, which may change while it lives."""
 
     def __init__(self, entry: MachineEntry, cp: "ControlProgram") -> None:
         self.entry = entry
         self.name = entry.name
         self.state = State.DEFINED
-        self.generation = 0
-        self.pid: int | None = None
-        self.seal: tuple[str, ...] = ()
+        self.wish = Wish.REST if entry.start == "on-demand" else Wish.UP
+        self.current: Incarnation | None = None
         self.restarts = 0
         self.cause: str | None = None  # why it last ended
-        self.born_at: float | None = None  # monotonic
-        self.misfits: tuple[Misfit, ...] = ()
-        self.settled = trio.Event()  # the first generation has loaded its program, or failed to
-        self._ready_at: float | None = None
-        self._edges = {edge.name: edge for edge in entry.uses}
+        self.settled = trio.Event()  # the first incarnation has loaded its program, or failed to
         self._cp = cp
-        self._changed = trio.lowlevel.ParkingLot()
-        self._control: Path | None = None
-        self._exit: Exit | None = None
-        self._exited = trio.Event()
-        self._stop_asked = trio.Event()
-        self._trouble: str | None = None  # why we ended the process ourselves
-        self._begun = False  # its program runs, and may have paths
+        self._number = 0  # of the newest generation
+        self._successor: Incarnation | None = None  # starts beside the current one
+        self._again: trio.Event | None = None  # it ends to be started again, when this is set
+        self._trial: MachineEntry | None = None  # what to go back to if the next one does not become ready
+        self.trial_failed: str | None = None  # why it was not
         self._follows = False  # it was ended because a target has died
+        self._broken: str | None = None  # it ends to be given up
+        self.held = False
+        """An operator has stopped it."""
+        self._hurry = False  # somebody asks for it to be started now
+        self._last: Incarnation | None = None
+        self._leaving: list[Incarnation] = []  # those that were replaced and have not ended
+        self._strays: set[int] = set()  # generations of an earlier control program that are being ended
+        self._changed = trio.lowlevel.ParkingLot()
+        self._nursery: trio.Nursery | None = None
+        self._backoff = Backoff(entry.backoff)
+        self._removed = False
 
-    # -- state -------------------------------------------------------------------------------------------------------
+    # -- what it is ----------------------------------------------------------------------------------------------------
+
+    @property
+    def base(self) -> str:
+        """The name by which others use it: that of the topology, also for one of several instances."""
+        return self.entry.base or self.name
+
+    @property
+    def generation(self) -> int:
+        """Of the process that new paths lead to; of the last one if there is none."""
+        return self._number if self.current is None else self.current.generation
+
+    @property
+    def pid(self) -> int | None:
+        """Of the present process."""
+        return None if self.current is None else self.current.pid
+
+    @property
+    def seal(self) -> tuple[str, ...]:
+        """The layers that the present process has."""
+        return () if self.current is None else self.current.seal
+
+    @property
+    def born_at(self) -> float | None:
+        """When the present process was made, by trio's clock."""
+        return None if self.current is None else self.current.born_at
+
+    @property
+    def misfits(self) -> tuple[Misfit, ...]:
+        """What its program found wrong with its config."""
+        return () if self._last is None else self._last.misfits
+
+    @property
+    def ready(self) -> bool:
+        """Whether paths can be made to it now."""
+        return self.current is not None and self.current.ready
+
+    @property
+    def hopeless(self) -> bool:
+        """It is not ready, and nobody wants it to be."""
+        return not self.ready and self.wish is Wish.DOWN
+
+    # -- waiting -------------------------------------------------------------------------------------------------------
+
+    def notice(self) -> None:
+        """Something may have changed: whoever waits looks again."""
+        self._changed.unpark_all()
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Until something is so; looks at what is, never at what was."""
+        while not condition():
+            await self._changed.park()
+
+    @property
+    def over(self) -> bool:
+        """It has ended for good, and not because an operator wants to start it again some time."""
+        return self.state in FINAL and not self.held
+
+    async def wait_over(self) -> None:
+        """Until it is :attr:`over`."""
+        await self.wait_until(lambda: self.over)
+
+    async def wait_usable(self) -> bool:
+        """Until it is ready, or it is plain that it will not be; which of the two."""
+        await self.wait_until(lambda: self.ready or self.hopeless)
+        return self.ready
+
+    async def wait_end_of(self, incarnation: Incarnation) -> Death:
+        """Until one of its processes has ended."""
+        await self.wait_until(lambda: incarnation.death is not None)
+        assert incarnation.death is not None
+        return incarnation.death
+
+    async def wait_for(self, condition: Callable[[State], bool]) -> State:
+        """Until the present state fits."""
+        await self.wait_until(lambda: condition(self.state))
+        return self.state
+
+    async def wait_ready(self, *, wait: bool) -> None:
+        """Until it is READY; Rejected ``broken`` or ``not-ready`` when it will not be (or should not be waited for)."""
+        if wait and self.wish is Wish.REST:
+            self._want(Wish.UP)
+        if self.ready or (wait and await self.wait_usable()):
+            return
+        if self.hopeless:
+            raise Rejected("broken", f"{self.name} is {self.state.value}" + (f": {self.cause}" if self.cause else ""))
+        raise Rejected("not-ready", f"{self.name} is {self.state.value}")
 
     def _happen(self, happening: Happening, cause: str | None = None) -> None:
         previous, self.state = self.state, TABLE[self.state, happening]
         self._cp.announce(self.name, self.generation, self.state.value, previous.value, cause)
-        self._changed.unpark_all()
+        self._keep()
+        self.notice()
 
-    async def wait_for(self, condition: Callable[[State], bool]) -> State:
-        """Until the present state fits; looks at what is, never at what was."""
-        while not condition(self.state):
-            await self._changed.park()
-        return self.state
+    def _want(self, wish: Wish) -> None:
+        self.wish = wish
+        self._keep()
+        self.notice()
 
-    def _reachable(self) -> bool:
-        """READY, and not just ending: its control path ends a moment before its state changes."""
-        return self.state is State.READY and self._control is not None and self._control.severed is None
+    # -- over the death of a control program ---------------------------------------------------------------------------
 
-    async def wait_ready(self, *, wait: bool) -> None:
-        """Until it is READY; Rejected ``broken`` or ``not-ready`` when it will not be (or should not be waited for)."""
-        if wait:
-            await self.wait_for(lambda state: self._reachable() or state in FINAL or state is State.STOPPING)
-        if self._reachable():
-            return
-        if self.state in FINAL or self.state is State.STOPPING:
-            raise Rejected("broken", f"{self.name} is {self.state.value}" + (f": {self.cause}" if self.cause else ""))
-        raise Rejected("not-ready", f"{self.name} is {self.state.value}")
+    def _keep(self) -> None:
+        note = {"state": self.state, "wish": self.wish, "generation": self._number, "restarts": self.restarts}
+        self._cp.host.keep(f"life/{self.name}", note | {"cause": self.cause, "held": self.held})
 
-    # -- the life ----------------------------------------------------------------------------------------------------
+    def adopt(self, note: dict[str, Any], incarnation: Incarnation | None, strays: set[int]) -> None:
+        """Go on where an earlier control program has left off.
+
+        ``incarnation`` is the process that was ready then, if there is one; ``strays`` are generations that are being
+        ended, for they had no place in it.
+        """
+        self.state, self.wish = State(note["state"]), Wish(note["wish"])
+        self._number, self.restarts, self.cause = note["generation"], note["restarts"], note["cause"]
+        self.held = note["held"]
+        self.settled.set()
+        self._strays = strays
+        self.current = self._last = incarnation
+        if incarnation is not None:
+            self.state = State.READY
+            if self.wish is not Wish.UP:
+                self.state = State.STOPPING
+                incarnation.leave(ASKED, drain=self.wish is Wish.REST)
+        elif self.state not in FINAL and self.state is not State.DORMANT:
+            self.state = State.ABEND  # whatever was under way begins again
+
+    def forget(self) -> None:
+        """The machine is no part of the system any more."""
+        self._removed = True
+        self._cp.host.drop(f"life/{self.name}")
+        self.notice()
+
+    # -- the life ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Live until stopped, finished or broken."""
-        backoff = Backoff(self.entry.pause)
-        while not self._stop_asked.is_set():
-            self._happen(Happening.START)
-            death = await self._live()
-            ready_for = 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
-            self._bury(death)
-            self.settled.set()
-            if self.state in FINAL:
-                return
-            if self._follows:
-                self.restarts += 1
-                self._cp.restart_users(self)
-                continue  # it waits for its target, which has a pause and a number of tries of its own
-            if not self._cp.was_ready and (self._ready_at is None or self.generation >= FIRST_TRIES):
-                self._cp.first_start_failed(self, death.cause)
-                return
-            if self.entry.restart == "never":
-                self._happen(Happening.GIVE_UP, "its restart policy is never")
-                return
-            self._cp.restart_users(self)
-            if pause := backoff.pause(ready_for):
-                self._happen(Happening.PAUSE, f"starting again in {pause:.1f} s")
-                with trio.move_on_after(pause):
-                    await self._stop_asked.wait()
-            self.restarts += 1
-        if self.state not in FINAL:
-            self._happen(Happening.STOP)
-
-    async def _live(self) -> Death:
-        """One generation, from birth to death."""
-        self.generation += 1
-        self._exit, self._exited, self._trouble, self._ready_at = None, trio.Event(), None, None
-        self._begun = self._follows = False
-        if full := await self._cp.watch.full(self.entry):
-            return Death(full, asked=False, failed=True)
-        control_ours, control_theirs = socket_pair()
-        log_ours, log_theirs = socket_pair()
-        try:
-            if any(disk.temporary for disk in self.entry.disks):
-                # By a thread: what a machine has left there may be deep and much.
-                await trio.to_thread.run_sync(self._cp.outfit.disks.empty, self.entry)
-            birth = self._cp.outfit.birth(self.entry, self.generation)
-            with control_theirs, log_theirs:
-                born = await self._cp.host.spawn(birth, (control_theirs.fileno(), log_theirs.fileno()))
-        except (SpawnFailed, OSError) as exc:
-            control_ours.close()
-            log_ours.close()
-            return Death(str(exc), asked=False, failed=True)
-        except BaseException:
-            control_ours.close()
-            log_ours.close()
-            raise
-        self.pid, self.seal, self.born_at = born.pid, born.seal, time.monotonic()
+        """Live as it is wished, until the machine is removed."""
         async with trio.open_nursery() as nursery:
-            last_words = trio.Event()
-
-            async def read_log() -> None:
-                await self._cp.syslog.read(self.name, self.generation, log_ours)
-                last_words.set()
-
-            nursery.start_soon(read_log)
-            self._control = Path(
-                SocketTransport(control_ours),
-                name=self.name,
-                peer=self.name,
-                limit=CONTROL_LIMIT,
-                largest=CONTROL_LARGEST,
-            )
-            await nursery.start(self._control.run)
-            nursery.start_soon(partial(self._control.serve, self._on_message, failed=self._failed))
-            nursery.start_soon(self._bring_up, self._cp.outfit.load(birth, self.entry))
-            nursery.start_soon(self._end_when_asked)
-            nursery.start_soon(self._end_without_control, self._control)
-            await self._exited.wait()
-            self._control.sever()
-            with trio.move_on_after(LAST_LINE):
-                await last_words.wait()
-            # Before anybody can connect again: nobody must be left with a path to the dead.
-            self._cp.switchboard.died(self.name, self.generation, self._judge().obituary(self.entry))
-            with trio.move_on_after(LAST_WORDS):
-                await last_words.wait()
+            self._nursery = nursery
+            if self.current is not None:
+                nursery.start_soon(self.current.run)
+                self._begin_to_rest(self.current)
+            while not self._removed:
+                if self.current is None:
+                    await self._until_wanted()
+                    await self.wait_until(lambda: not self._strays)
+                    if self._removed:
+                        break
+                    self._start(nursery)
+                await self.wait_until(lambda: self.current is None or self.current.death is not None)
+                await self._after()
             nursery.cancel_scope.cancel()
-        self._control = self.pid = self.born_at = None
-        return self._judge()
 
-    async def _bring_up(self, arguments: dict[str, Any]) -> None:
-        """Load the program, wait for its servers, run it, expect it to be ready in time."""
-        with trio.move_on_after(START_LIMIT) as limit:
-            try:
-                await self._ask("load", arguments)
-                self.settled.set()
-                limit.deadline = float("inf")  # waiting for others is not its own time
-                await self._cp.turn_of(self)
-                if self.state is not State.STARTING:
-                    return  # asked to stop meanwhile
-                limit.deadline = trio.current_time() + START_LIMIT
-                self._begun = True
-                await self._ask("start")
-                await self.wait_for(lambda state: state is not State.STARTING)
-            except Rejected as exc:
-                self._not_loaded(exc)
-            except PathError:
-                return  # it died; its exit will say of what
-        if limit.cancelled_caught:
-            omitted = "listen at its socket" if self.entry.kind == "exec" else "call vm.ready()"
-            self._kill(f"it was not ready within {START_LIMIT:.0f} s: its program did not {omitted}")
+    async def _until_wanted(self) -> None:
+        while self.wish is not Wish.UP and not self._removed:
+            if self.wish is Wish.DOWN and self.state not in FINAL:
+                self._happen(Happening.STOP)
+            elif self.wish is Wish.REST and self.state is not State.DORMANT:
+                self._happen(Happening.REST)
+            self.settled.set()
+            await self._changed.park()
 
-    def _not_loaded(self, refusal: Rejected) -> None:
-        untrusted = refusal.detail
-        if refusal.code == "bad-config" and type(untrusted) is list and untrusted:
-            self.misfits = tuple(self._cp.misfit(self.name, mistake) for mistake in untrusted[:MOST_MISTAKES])
-            self._kill("\n".join(map(str, self.misfits)))
+    def _start(self, nursery: trio.Nursery) -> None:
+        incarnation, self._successor = self._successor, None
+        if incarnation is None:
+            incarnation = self._next(self.entry)
+            nursery.start_soon(incarnation.run)
+        self.current = self._last = incarnation
+        self._happen(Happening.START)
+        nursery.start_soon(self._tell_settled, incarnation)
+        if incarnation.ready:
+            self._happen(Happening.READY)
+
+    def _next(self, entry: MachineEntry) -> Incarnation:
+        self._number += 1
+        return Incarnation(self, entry, self._number, self._cp)
+
+    async def _tell_settled(self, incarnation: Incarnation) -> None:
+        await incarnation.settled.wait()
+        self.settled.set()
+        self.notice()
+
+    def became_ready(self, incarnation: Incarnation) -> None:
+        """A process has said that it is ready."""
+        if incarnation is self.current and self.state is State.STARTING:
+            self._happen(Happening.READY)
+            self._begin_to_rest(incarnation)
+        self.notice()
+
+    async def _after(self) -> None:
+        """The present process has ended: what now?"""
+        dead = self.current
+        if dead is None or dead.death is None:
+            return
+        death, again, follows = dead.death, self._again, self._follows
+        self.current = self._again = None
+        self._follows = False
+        self._bury(dead, death)
+        if self._broken is not None:
+            text, self._broken = self._broken, None
+            self._give_up(text)
+        elif self.wish is not Wish.UP:
+            self._cp.certificates.then(self.name, dead.generation, f"it is to be {self.wish.value}")
+        elif again is not None:
+            await again.wait()
+            self.restarts += 1
+        elif self._successor is not None:
+            self.restarts += 1  # it is on its way already
+        elif self._trial is not None and dead.ready_at is None:
+            # The new definition does not work: back to the one before, which did.
+            self.entry, self._trial, self.trial_failed = self._trial, None, death.text
+            self.notice()
+        elif death.in_order(self.entry):
+            self._then(dead, "it stays so, as its restart policy says")
+            self._want(Wish.DOWN)
+            self._cp.supervision.finished(self)
+        elif follows:
+            self.restarts += 1
+            self._then(dead, "it is started again with its target")
+            self._cp.supervision.restart_users(self)
         else:
-            self._kill(refusal.text)
+            await self._failed(dead, death)
 
-    def _kill(self, trouble: str) -> None:
-        if self._trouble is None:
-            self._trouble = self._cp.secrets.hide(trouble)  # it may be what the machine said
-        self._cp.host.signal(self.name, self.generation, signal.SIGKILL)
+    async def _failed(self, dead: Incarnation, death: Death) -> None:
+        """It has ended out of order, by its own fault."""
+        supervision = self._cp.supervision
+        if not self._cp.was_ready and (dead.ready_at is None or self._number >= FIRST_TRIES):
+            supervision.first_start_failed(self, death.text)
+            await self.wait_until(lambda: self.wish is Wish.DOWN)
+            return
+        if self.entry.restart == "never":
+            self._give_up("its restart policy is never")
+            return
+        together = supervision.failed(self)
+        if self.state is not State.ABEND:
+            return  # its budget is spent, or that of its group
+        supervision.restart_users(self)
+        pause = self._backoff.pause(dead.ready_for)
+        self._then(dead, f"it is started again in {pause:.1f} s" if pause else "it is started again at once")
+        if pause:
+            self._happen(Happening.PAUSE, f"starting again in {pause:.1f} s")
+            generation = self._number
+            with trio.move_on_after(pause):
+                await self.wait_until(lambda: self.wish is not Wish.UP or self._number != generation or self._hurry)
+        self._hurry = False
+        await together.wait()
+        self.restarts += 1
 
-    def overrun(self, cause: str) -> None:
-        """The process of the present generation is over a limit, and is ended."""
-        self._kill(cause)
+    def _bury(self, dead: Incarnation, death: Death) -> None:
+        self.cause = death.text
+        self.report(dead, death)
+        if self._broken is not None:
+            return  # which is said instead
+        self._happen(Happening.FINISH if death.in_order(dead.entry) else Happening.DIE, death.text)
 
-    async def _end_when_asked(self) -> None:
-        """Ask, wait for a bounded time, force: each step is a record."""
-        await self._stop_asked.wait()
-        self._happen(Happening.STOP)
-        with trio.move_on_after(self._cp.grace):
-            with contextlib.suppress(PathError):  # it is ending already
-                await self._ask("stop")
-            await self._exited.wait()
-        if not self._exited.is_set():
-            self._cp.syslog.write(
-                NOTICE, f"{self.name} did not stop within {self._cp.grace:.0f} s and is ended by force"
-            )
-            self._cp.host.signal(self.name, self.generation, signal.SIGKILL)
-
-    async def _end_without_control(self, control: Path) -> None:
-        """A machine that cannot be told anything any more is ended."""
-        await control.wait_severed()
-        why = control.severed
-        if isinstance(why, PathSevered) and why.code == "violation":
-            self._kill(f"it broke the protocol on its control path: {why.text}")
-        # Otherwise it is most likely ending just now, and its exit says more than we could.
-        with trio.move_on_after(LEAVING):
-            await self._exited.wait()
-        if not self._exited.is_set():
-            self._kill("it closed its control path and did not end")
-
-    def exited(self, exit: Exit) -> None:
-        """The host reports the end of the process of the present generation."""
-        if exit.generation == self.generation:
-            self._exit = exit
-            self._exited.set()
-
-    def _judge(self) -> Death:
-        exit = self._exit
-        assert exit is not None
-        return judge(
-            exit,
-            self.entry,
-            asked=self._stop_asked.is_set(),
-            trouble=self._trouble,
-            last_complaint=lambda: self._cp.syslog.last_complaint(self.name, self.generation),
-        )
-
-    def _bury(self, death: Death) -> None:
-        self.cause = death.cause
-        in_order = death.in_order(self.entry)
-        exit = self._exit
-        fields: dict[str, Any] = {"cause": death.cause}
+    def report(self, dead: Incarnation, death: Death, *, then: str = "") -> None:
+        """Write down how a process has ended, in a record and a certificate, and what was done ``then``."""
+        in_order = death.in_order(dead.entry)
+        fields: dict[str, Any] = {"cause": death.cause.value, "text": death.text}
         if in_order:
             fields["event"] = State.STOPPED.value  # which a display of states shows anyway
-        if exit is not None:
+        if (exit := dead.exit) is not None:
             fields |= {"pid": exit.pid, "status": exit.status, "peak_kib": exit.peak_kib}
             if exit.peak_storage:
                 fields["peak_storage"] = exit.peak_storage
             fields |= {"user_s": round(exit.user_s, 3), "system_s": round(exit.system_s, 3)}
         severity = INFO if in_order else ERROR
-        self._cp.syslog.write(
-            severity, death.obituary(self.entry), machine=self.name, generation=self.generation, fields=fields
-        )
-        if self.state in FINAL:
-            return
-        self._happen(Happening.FINISH if in_order else Happening.DIE, death.cause)
+        text = death.obituary(dead.entry)
+        self._cp.syslog.write(severity, text, machine=self.name, generation=dead.generation, fields=fields)
+        self._cp.certify(self, dead, death)
+        if then:
+            self._then(dead, then)
 
-    def ask_to_stop(self) -> None:
-        """Let the life end in order; :meth:`run` returns when it has."""
-        self._stop_asked.set()
-        if self.state in (State.DEFINED, State.BROKEN):
+    def _then(self, dead: Incarnation, text: str) -> None:
+        self._cp.certificates.then(self.name, dead.generation, text)
+
+    def _give_up(self, text: str) -> None:
+        self.wish = Wish.DOWN
+        self._happen(Happening.GIVE_UP, text)
+        self._cp.certificates.then(self.name, self._number, f"it is given up: {text}")
+        self._cp.supervision.broken(self, text)
+
+    def exited(self, exit: Exit) -> None:
+        """The host reports the end of one of its processes."""
+        for incarnation in (self.current, self._successor, *self._leaving):
+            if incarnation is not None and incarnation.generation == exit.generation:
+                incarnation.exited(exit)
+                return
+        self._strays.discard(exit.generation)
+        self._cp.host.buried(self.name, exit.generation)
+        self.notice()
+
+    # -- asked from outside --------------------------------------------------------------------------------------------
+
+    def ask_to_stop(self, *, grace: float | None = None) -> None:
+        """Let it end in order, and stay so."""
+        self._want(Wish.DOWN)
+        if self._nursery is None and self.state not in FINAL:
+            self._happen(Happening.STOP)  # it has not begun to live
+        if self._successor is not None:
+            self._successor.leave(ASKED, grace=grace)
+        if self.current is not None:
+            if self.state in (State.STARTING, State.READY):
+                self._happen(Happening.STOP)
+            self.current.leave(ASKED, grace=grace)
+
+    def ask_to_start(self) -> None:
+        """Let it run, also if it had been given up; at once, if it is waiting for its turn."""
+        self._hurry, self.held = self.state is State.WAITING, False
+        self._want(Wish.UP)
+
+    def give_up(self, text: str) -> None:
+        """Let it end, for its group is spent."""
+        if self.state in (State.ABEND, State.WAITING):
+            self._give_up(text)
+        elif self.current is not None and self.wish is Wish.UP:
+            self.wish, self._broken = Wish.DOWN, text
             self._happen(Happening.STOP)
+            self.current.leave(Trouble(Cause.FOLLOWED, text))
+
+    def start_again(self, why: Trouble, when: trio.Event) -> None:
+        """Let it end in order, and start when ``when`` is set; nothing of what others have asked is lost."""
+        current = self.current
+        if current is not None and self.wish is Wish.UP and current.leaving is None:
+            self._again = when
+            self._happen(Happening.STOP, why.text)
+            self._cp.switchboard.release(self.name, current.generation, f"{self.name} is started again")
+            current.leave(why, drain=current.ready_at is not None)
 
     def follow(self, target: str, edge: str, cause: str | None) -> None:
         """A target has died that takes this machine with it, if its program has begun to run."""
-        if self._begun and not self._exited.is_set() and not self._stop_asked.is_set():
+        if self.current is not None and self.current.begun:
             self._follows = True
-            self._kill(f'{target} died ({cause}), and the edge {edge} says on_restart = "restart"')
+            text = f'{target} died ({cause}), and the edge {edge} says on_restart = "restart"'
+            self.current.kill(Trouble(Cause.FOLLOWED, text))
 
-    # -- the control path --------------------------------------------------------------------------------------------
+    def overrun(self, cause: str) -> None:
+        """The present process is over a limit, and is ended."""
+        if self.current is not None:
+            kind = Cause.DISK_FULL if cause.startswith("disk") else Cause.OUT_OF_STORAGE
+            self.current.kill(Trouble(kind, cause))
 
-    async def _on_message(self, message: Message) -> Any:
-        close_all(message.descriptors)
-        if not message.wants_reply:
-            # Its own runtime sends nothing of the kind, and what is answered with a descriptor needs an answer.
-            self._kill("it broke the protocol on its control path: it asked for something and wants no answer")
-            raise Rejected("violation")
-        match message.body:
-            case ["ready", {**more}] if not more:
-                if self.state is State.STARTING:
-                    self._ready_at = time.monotonic()
-                    self._happen(Happening.READY)
-                return None
-            case ["connect", {"edge": str(name), "wait": bool(wait), **more}] if not more:
-                return await self._connect(name, wait, message)
-            case ["rebind", {"path": int(ident), "stream": bool(stream), **more}] if not more:
-                board = self._cp.switchboard
-                descriptor = await board.rebind(self.name, self.generation, ident, stream=stream)
-                return await self._hand_over(message, None, descriptor)
-        raise Rejected("unknown-verb", "the control program knows ready, connect and rebind")
-
-    def _failed(self, message: Message, exc: Exception) -> None:
-        # A bug of ours. It must not end the system because a machine has found it.
-        trace = "".join(traceback.format_exception(exc))
-        self._cp.syslog.write(CRITICAL, f"a request of {self.name} failed:\n{trace}")
-
-    async def _connect(self, name: str, wait: bool, message: Message) -> None:
-        edge = self._edges.get(name)
-        if edge is None:
-            # Its own runtime asks only for declared edges: this is a forged message, and a record.
-            self._cp.offences.tell(self.name, "edge", f"{self.name} asked for an edge it has not: {name[:64]!r}")
-            raise AccessDenied(f"{self.name} has no edge {name[:64]!r}")
-        made = await self._cp.switchboard.connect(self.name, self.generation, edge, wait=wait)
-        await self._hand_over(message, {"path": made.ident}, made.descriptor)
-
-    async def _hand_over(self, message: Message, body: Any, descriptor: int) -> None:
-        try:
-            await message.reply(body, descriptors=(descriptor,))
-        except OSError as exc:
-            raise Rejected("exhausted", f"the control program cannot hand over a path: {exc.strerror}") from exc
-        finally:
-            os.close(descriptor)
+    def kill(self) -> None:
+        """End the present process as a fault would."""
+        if self.current is not None:
+            self._cp.host.signal(self.name, self.current.generation, signal.SIGKILL)
 
     async def offer(self, circuit: Circuit, descriptor: int) -> None:
         """Hand the machine its end of a path; see :class:`~retinue.cp.switchboard.Target`."""
-        arguments = {"path": circuit.ident, "edge": circuit.label, "peer": circuit.origin}
-        await self._ask("offer", {**arguments, "limit": min(circuit.edge.limit, wire.MAX_LIMIT)}, (descriptor,))
+        if self.current is None:
+            raise Rejected("not-ready", f"{self.name} is {self.state.value}")
+        await self.current.offer(circuit, descriptor)
 
     async def meters(self) -> Any:
         """What the machine says that passed along its edges; unchecked. PathError when it does not say anything."""
-        if self._control is None or self._control.meter.outstanding > METERS_LIMIT:
+        if self.current is None or self.current.overloaded:
             raise Rejected("not-ready", f"{self.name} is {self.state.value}")
-        return await self._ask("meters")
+        return await self.current.ask("meters")
 
-    async def _ask(self, verb: str, arguments: dict[str, Any] | None = None, descriptors: tuple[int, ...] = ()) -> Any:
-        """Ask the machine for something over its control path. Rejected as it says, PathError when it cannot hear."""
-        if self._control is None:
+    async def last(self) -> Any:
+        """Its newest messages without an answer; unchecked. PathError when it does not say anything."""
+        if self.current is None or self.current.overloaded:
             raise Rejected("not-ready", f"{self.name} is {self.state.value}")
-        try:
-            return await self._control.call([verb, arguments or {}], descriptors=descriptors)
-        except WrongMode:
-            self._kill("it broke the protocol on its control path: it made a byte stream of it")
-            self._control.sever("violation", "a control path carries messages")
-            raise
+        return await self.current.ask("last", {"edge": None})
+
+    # -- replacing -----------------------------------------------------------------------------------------------------
+
+    def bear(self, entry: MachineEntry) -> Incarnation:
+        """Begin a successor with this definition beside the present process."""
+        assert self._nursery is not None
+        self._successor = self._next(entry)
+        self._nursery.start_soon(self._successor.run)
+        return self._successor
+
+    def disown(self, successor: Incarnation) -> None:
+        """It has not become ready, and nothing is changed."""
+        if self._successor is successor:
+            self._successor = None
+
+    def hand_over(self, successor: Incarnation) -> bool:
+        """Put it in the place of the present process, which lets go of its paths; False: it is there already."""
+        current = self.current
+        if self._successor is not successor or current is None:
+            return False
+        self._successor, self.current, self._last = None, successor, successor
+        self._leaving.append(current)
+        self._happen(Happening.REPLACE, f"generation {successor.generation} has replaced {current.generation}")
+        self._begin_to_rest(successor)
+        self._cp.switchboard.release(self.name, current.generation, f"{self.name} is replaced")
+        current.leave(Trouble(Cause.REPLACED, f"replaced by generation {successor.generation}"), drain=True)
+        return True
+
+    def replaced(self, predecessor: Incarnation) -> None:
+        """A predecessor has ended."""
+        self._leaving.remove(predecessor)
+        assert predecessor.death is not None
+        self.report(predecessor, predecessor.death)
+
+    def put_to_trial(self, before: MachineEntry | None) -> None:
+        """If the next process does not become ready, ``before`` is the definition again; None: no trial any more."""
+        self._trial = before
+        if before is not None:
+            self.trial_failed = None
+
+    def redefine(self, entry: MachineEntry) -> None:
+        """From now on this is its definition; a process that runs has the one of its birth."""
+        before, self.entry = self.entry, entry
+        if entry.start != before.start:
+            if self.wish is Wish.REST:
+                self._want(Wish.UP)
+            elif self.current is not None:
+                self._begin_to_rest(self.current)
+        self._backoff.change(entry.backoff)
+        self.notice()
+
+    # -- on demand -----------------------------------------------------------------------------------------------------
+
+    def _begin_to_rest(self, incarnation: Incarnation) -> None:
+        if self.entry.start == "on-demand" and self._nursery is not None:
+            self._nursery.start_soon(until_idle, incarnation, self.entry.idle, self._rest)
+
+    def _rest(self, incarnation: Incarnation, text: str) -> None:
+        """Let it end until somebody needs it."""
+        if incarnation is self.current and incarnation.ready and self.wish is Wish.UP:
+            self._want(Wish.REST)
+            self._happen(Happening.STOP, text)
+            self._cp.switchboard.sleep(self.name, incarnation.generation, text)
+            incarnation.leave(Trouble(Cause.IDLE, text), drain=True)

@@ -16,13 +16,24 @@ class Outfit:
     def __init__(self, topology: Directory, state_folder: pathlib.Path, secrets: Secrets) -> None:
         self._topology = topology
         self._secrets = secrets
-        self._users: Mapping[str, int] = {}
+        self._state = state_folder
+        self.users: Mapping[str, int] = {}
+        """The user of each machine that has one for itself."""
         self.disks = Disks(state_folder, {entry.name: entry for entry in topology.machines})
 
     def make(self, users: Mapping[str, int]) -> None:
         """Make the disks. ``users`` has the user of each machine that has one for itself. OSError."""
-        self._users = users
+        self.users = users
         self.disks.make(users)
+
+    def declare(self, topology: Directory, users: Mapping[str, int]) -> None:
+        """From now on these are the machines: as :meth:`make`."""
+        disks = Disks(self._state, {entry.name: entry for entry in topology.machines})
+        disks.make(users)
+        self._topology, self.disks, self.users = topology, disks, users
+
+    def _instances(self, target: str) -> int:
+        return max(1, sum(entry.base == target for entry in self._topology.machines))
 
     def birth(self, entry: MachineEntry, generation: int) -> Birth:
         """What the host is told of a machine. OSError: the program of an ``exec`` machine is not there any more."""
@@ -35,7 +46,7 @@ class Outfit:
             disks=held.writable,
             code=code_folders(self._topology, entry),
             kind=entry.kind,
-            uid=self._users.get(entry.name, -1),
+            uid=self.users.get(entry.name, -1),
             links=held.readable,
             temporary=held.temporary,
             executable=executable(self._topology, entry) if entry.kind == "exec" else "",
@@ -53,12 +64,18 @@ class Outfit:
             "program": entry.program,
             "config": entry.config,
             "edges": {
-                edge.name: {"limit": edge.limit, "overflow": edge.overflow, "to": edge.to, "lazy": edge.lazy}
+                edge.name: {
+                    "limit": edge.limit,
+                    "overflow": edge.overflow,
+                    "to": edge.to,
+                    "lazy": edge.lazy,
+                    "instances": self._instances(edge.to),
+                }
                 for edge in entry.uses
             },
             "disks": self.disks.table(entry),
             "threads": entry.threads,
-            "secrets": self._secrets.of(entry.name),
+            "secrets": self._secrets.of(entry.base or entry.name),
         }
         if entry.kind == "exec":
             arguments |= {

@@ -49,8 +49,14 @@ class Secrets:
     """The value of every secret, by machine and name; and what hides them."""
 
     def __init__(self, values: Mapping[str, Mapping[str, bytes]]) -> None:
+        self._values: dict[str, dict[str, bytes]] = {}
+        self._found: dict[bytes, str] = {}
+        self.declare(values)
+
+    def declare(self, values: Mapping[str, Mapping[str, bytes]]) -> None:
+        """These are the secrets from now on. Those that there were are hidden further on: somebody may still tell."""
         self._values = {machine: dict(secrets) for machine, secrets in values.items()}
-        found: dict[bytes, str] = {}
+        found = self._found
         for secrets in self._values.values():
             for name, value in secrets.items():
                 lines = [line for line in value.splitlines() if len(line) >= _LINE]
@@ -63,6 +69,11 @@ class Secrets:
         self._text = {needle.decode(errors="backslashreplace"): found[needle] for needle in needles}
         self._bytes_pattern = re.compile(b"|".join(map(re.escape, self._bytes)))
         self._text_pattern = re.compile("|".join(map(re.escape, self._text)))
+
+    @property
+    def values(self) -> dict[str, dict[str, bytes]]:
+        """All of them, for the next control program."""
+        return self._values
 
     def of(self, machine: str) -> dict[str, bytes]:
         """A machine's own, by their names."""

@@ -6,7 +6,7 @@ and the system does not start.
 
 import signal
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -79,6 +79,13 @@ class Report:
             "seconds": round(self.seconds, 4),
             "profiles": [attrs.asdict(outcome) | {"passed": outcome.passed} for outcome in self.outcomes],
         }
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> "Report":
+        """What :meth:`as_dict` has made."""
+        found = [{key: value for key, value in each.items() if key != "passed"} for each in told["profiles"]]
+        outcomes = [Outcome(**each | {"succeeded": tuple(each["succeeded"])}) for each in found]
+        return cls(tuple(outcomes), told["seconds"])
 
 
 def profiles(machines: Sequence[MachineEntry]) -> list[str]:

@@ -1,5 +1,6 @@
 """The control program: one running system."""
 
+import contextlib
 import os
 import pathlib
 import socket
@@ -12,20 +13,38 @@ import attrs
 import trio
 
 from retinue.cp import directory
-from retinue.cp.errors import ConfigRejected, Misfit, StartFailed
+from retinue.cp.administration import Administration
+from retinue.cp.certificates import Certificates
+from retinue.cp.death import Death
+from retinue.cp.declaration import Declaration
+from retinue.cp.errors import ConfigRejected, Misfit
 from retinue.cp.host import levels, measure
-from retinue.cp.host.interface import Host, LimitFailed, SavedSystemDied, Terminate
+from retinue.cp.host.interface import (
+    Exit,
+    Host,
+    LimitFailed,
+    Restored,
+    SavedSystemDied,
+    SpareFailed,
+    SpareReady,
+    Terminate,
+)
+from retinue.cp.incarnation import Incarnation
+from retinue.cp.inheritance import inherit
+from retinue.cp.journal import Journal
 from retinue.cp.life import GRACE, Life
 from retinue.cp.offences import Offences
 from retinue.cp.operator import LOOK, READ
 from retinue.cp.outfit import Outfit
+from retinue.cp.postmortem import last_messages
 from retinue.cp.reception import Reception
-from retinue.cp.secrets import NO_SECRETS, Secrets
+from retinue.cp.secrets import Secrets
 from retinue.cp.selftest import Report, profiles, self_test
-from retinue.cp.states import FINAL, State
+from retinue.cp.states import State
+from retinue.cp.supervision import Supervision
 from retinue.cp.switchboard import Switchboard
 from retinue.cp.syslog import CRITICAL, ERROR, INFO, NOTICE, WARNING, Syslog, checked_records
-from retinue.cp.users import own_users
+from retinue.cp.users import own_users, unused_user
 from retinue.cp.watch import Watch
 from retinue.pipes import Path, PathError
 
@@ -35,56 +54,97 @@ EXIT_CONFIG: Final = 78  # EX_CONFIG
 
 # Seconds the followers have at the end to take what was said last.
 FAREWELL: Final = 2.0
+# Seconds a control program that has taken over has for its machines before it gives itself a successor.
+SETTLED: Final = 1.0
 # Seconds a query of the kept records may take before the ring answers instead.
 QUERY_LIMIT: Final = 10.0
 
 
 class ControlProgram:
-    """Brings a system up, keeps it as declared and takes it down."""
+    """Brings a system up, keeps it as declared and takes it down; or goes on where an earlier one has died."""
 
     def __init__(
         self,
-        topology: directory.Directory,
+        declared: Declaration,
         host: Host,
         state_folder: pathlib.Path,
         nursery: trio.Nursery,
         *,
-        secrets: Secrets = NO_SECRETS,
+        journal: Journal | None = None,
     ) -> None:
-        self.topology = topology
+        topology = self.topology = declared.topology
+        secrets = self.secrets = Secrets(declared.secrets)
         self.name = topology.system.name
         self.host = host
-        self.grace = GRACE
+        self.nursery = nursery
+        self.grace: float | None = None
+        """Seconds every machine has to end at the end of the system; None: as many as its own ``grace``."""
         self.state = "STARTING"
         self.was_ready = False
-        self.secrets = secrets
-        self.syslog = Syslog(secrets)
+        self.stopping = False
+        self.syslog = Syslog(secrets, journal)
         self.offences = Offences(self.syslog, nursery)
-        self.lives = {entry.name: Life(entry, self) for entry in topology.machines}
-        self.reception = Reception(self, nursery)
+        self.certificates = Certificates(state_folder, self.syslog, self.name, secrets)
+        self.lives = {entry.name: Life(entry, self) for entry in topology.expanded().machines}
+        self.supervision = Supervision(self)
+        self.administration = Administration(self, declared.settings)
+        self.reception = Reception(self, nursery, lambda attended: self.keep())
         self.switchboard = Switchboard(
-            dict(self.lives), {"*CP": self.reception.star(LOOK), "*LOG": self.reception.star(READ)}, nursery
+            dict(self.lives), {"*CP": self.reception.star(LOOK), "*LOG": self.reception.star(READ)}, nursery, host
         )
-        self.outfit = Outfit(topology, state_folder, secrets)
-        self.watch = Watch(
-            self.lives, {entry.name: entry for entry in topology.machines}, self.outfit.disks, host, self.syslog
-        )
+        self.outfit = Outfit(topology.expanded(), state_folder, secrets)
+        self.watch = Watch(self.lives, self.outfit, host, self.syslog)
         self.self_test: Report | None = None
         self._since = time.time()
-        self._nursery = nursery
-        self._failed: list[tuple[Life, str]] = []
-        self._stopping = False
         self._over = trio.Event()
         self._keeping: Path | None = None
+        self._machines: trio.Nursery | None = None
+        self._ending: list[Any] | None = None  # how, text and exit code of the end that has begun
 
-    # -- the whole ---------------------------------------------------------------------------------------------------
+    # -- the whole -----------------------------------------------------------------------------------------------------
 
-    async def run(self, console: socket.socket, operators: socket.socket) -> None:
+    async def run(self, console: socket.socket | None, operators: socket.socket) -> None:
         """Run the system to its end. ``console`` is the path of whoever started it, ``operators`` listens for more."""
+        restored = self.host.restored
+        if restored.first and not self._prepare():
+            return
+        self.nursery.start_soon(self._read_host_events)
+        self.nursery.start_soon(self.certificates.run)
+        if restored.first:
+            self.keep()
+            self._keep_declaration()
+        else:
+            self._take_over(restored)
+        self.nursery.start_soon(self._read_exits)
+        self.nursery.start_soon(self.watch.run)
+        self.nursery.start_soon(self.switchboard.watch)
+        if console is not None:
+            self.nursery.start_soon(self.reception.serve_console, console)
+        self.nursery.start_soon(self.reception.accept, operators)
+        if self.topology.system.syslog is not None:
+            self.nursery.start_soon(self._keep_records, self.lives[self.topology.system.syslog])
+        async with trio.open_nursery() as machines:
+            self._machines = machines
+            if not restored.first or await self._seal_holds():
+                for life in list(self.lives.values()):
+                    machines.start_soon(life.run)
+                machines.start_soon(self._expect_ready)
+                machines.start_soon(self._expect_end)
+                if self._ending is not None:
+                    how, text, exit_code = self._ending
+                    self.nursery.start_soon(self._take_down, how, text, exit_code)
+            await self._over.wait()
+            with trio.move_on_after(FAREWELL):
+                await self.certificates.settle()
+                await self.syslog.broadcast.finish()
+            machines.cancel_scope.cancel()
+
+    def _prepare(self) -> bool:
+        """Before the first start: whether this host can seal machines as the topology asks, and has room for disks."""
         report, root = self.host.seal_report(), os.geteuid() == 0
         if text := levels.refusal(self.topology.system.seal, report, root=root):
             self._end("failed", text, EXIT_FAILED)
-            return
+            return False
         for system in dict.fromkeys(layer.system for layer in report):
             for lack in levels.missing("full", report, system=system, root=root):
                 self.syslog.write(WARNING, f"the seal of {system} machines lacks {lack.layer}: {lack.why}")
@@ -94,26 +154,54 @@ class ControlProgram:
             cure = "make room there, or choose a place with --state DIR"
             text = f"the disk {exc.filename} cannot be made: {exc.strerror} ({cure})"
             self._end("failed", text, EXIT_CANNOT_CREATE)
-            return
-        self._nursery.start_soon(self._read_exits)
-        self._nursery.start_soon(self._read_host_events)
+            return False
         self.watch.tell()
-        self._nursery.start_soon(self.watch.run)
-        self._nursery.start_soon(self.switchboard.watch)
-        self._nursery.start_soon(self.reception.serve_console, console)
-        self._nursery.start_soon(self.reception.accept, operators)
-        if self.topology.system.syslog is not None:
-            self._nursery.start_soon(self._keep_records, self.lives[self.topology.system.syslog])
-        async with trio.open_nursery() as machines:
-            if await self._seal_holds():
-                for life in self.lives.values():
-                    machines.start_soon(life.run)
-                machines.start_soon(self._expect_ready)
-                machines.start_soon(self._expect_end)
-            await self._over.wait()
-            with trio.move_on_after(FAREWELL):
-                await self.syslog.broadcast.finish()
-            machines.cancel_scope.cancel()
+        return True
+
+    # -- over the death of a control program ---------------------------------------------------------------------------
+
+    def keep(self) -> None:
+        """Have the nucleus remember what the next control program must know."""
+        note = {"state": self.state, "was_ready": self.was_ready, "since": self._since, "ending": self._ending}
+        note |= {"console": self.reception.attended, "users": dict(self.outfit.users)}
+        note |= {"budgets": self.supervision.note()}
+        note |= {"self_test": None if self.self_test is None else self.self_test.as_dict()}
+        self.host.keep("system", note)
+
+    def _keep_declaration(self) -> None:
+        declaration = Declaration(self.topology, self.administration.settings, self.secrets.values)
+        declaration.keep(self.host)
+
+    def _take_over(self, restored: Restored) -> None:
+        note = restored.kept["system"].note
+        self.state, self.was_ready, self._since = note["state"], note["was_ready"], note["since"]
+        self._ending, self.stopping = note["ending"], note["ending"] is not None
+        self.self_test = None if note["self_test"] is None else Report.from_dict(note["self_test"])
+        self.outfit.users = note["users"]
+        self.supervision.restore(note["budgets"])
+        if note["console"]:
+            self.nursery.start_soon(self.reception.expect_console)
+        exits: dict[tuple[str, int], Exit] = {}
+        with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel):
+            while True:
+                exit = self.host.exits.receive_nowait()
+                exits[exit.machine, exit.generation] = exit
+        adopted = inherit(self, restored, exits)
+
+        def ended(machine: str, generation: int) -> str | None:
+            life = self.lives.get(machine)
+            if life is not None and life.current is not None and life.generation == generation:
+                return None
+            return f"{machine} has ended while the control program was replaced"
+
+        self.switchboard.adopt(restored.kept, ended)
+        for (machine, generation), exit in exits.items():
+            if (life := self.lives.get(machine)) is not None:
+                life.exited(exit)
+            else:
+                self.host.buried(machine, generation)
+        text = f"control program {os.getpid()} has taken over {adopted} machines"
+        self.syslog.write(NOTICE, f"{text} and {self.switchboard.open_paths} paths")
 
     async def _seal_holds(self) -> bool:
         """Whether scratch machines could do nothing that they must not; else the system ends before it began."""
@@ -121,7 +209,7 @@ class ControlProgram:
         storage = max(entry.storage for entry in entries)
         self.self_test = await self_test(self.host, self.syslog, profiles(entries), storage=storage)
         text = self.self_test.text
-        if self._stopping:
+        if self.stopping:
             return False  # and the scratch machines may have been ended with everything else
         if self.self_test.passed:
             self.syslog.write(INFO, text)
@@ -131,17 +219,18 @@ class ControlProgram:
         return self.self_test.passed
 
     async def _expect_ready(self) -> None:
-        for life in self.lives.values():
-            await life.wait_for(lambda state: state is State.READY or state in FINAL)
-        if not self._stopping:
-            self.was_ready = True
-            self._turn("READY")
+        with trio.move_on_after(SETTLED if self.was_ready else float("inf")):
+            await self.supervision.until_up()
+        if not self.stopping:
+            if not self.was_ready:
+                self.was_ready = True
+                self._turn("READY")
+            self.host.spare()
 
     async def _expect_end(self) -> None:
         """A system in which nothing runs any more, and nothing will, has ended."""
-        for life in self.lives.values():
-            await life.wait_for(lambda state: state in FINAL)
-        if not self._stopping and not self._failed:
+        await self.supervision.until_over()
+        if not self.stopping and not self.supervision.not_started:
             broken = [life.name for life in self.lives.values() if life.state is State.BROKEN]
             text = f"every machine has ended, {', '.join(broken)} out of order" if broken else "every machine has ended"
             self._turn("STOPPED", text)
@@ -154,6 +243,7 @@ class ControlProgram:
 
     def _turn(self, state: str, cause: str | None = None, exit_code: int | None = None) -> None:
         previous, self.state = self.state, state
+        self.keep()
         self.announce(None, None, state, previous, cause, exit_code)
 
     def announce(
@@ -174,7 +264,7 @@ class ControlProgram:
         self.syslog.broadcast.publish(["event", event])
         who = machine or f"the system {self.name}"
         bad = state in ("ABEND", "BROKEN", "FAILED")
-        fields = {"event": state, "of": machine, "generation": generation}
+        fields = {"event": state, "of": machine, "generation": generation, "previous": previous, "cause": cause}
         text = f"{who} is {state}" + (f": {cause}" if cause else "")
         self.syslog.write(ERROR if bad else INFO, text, fields=fields)
 
@@ -183,57 +273,75 @@ class ControlProgram:
     def _give_users(self) -> dict[str, int]:
         """The user of each machine that gets one for itself from the host."""
         able = {layer.system for layer in self.host.seal_report() if layer.layer == "own-uid" and layer.present}
-        users = own_users(self.topology) if able else {}
-        systems = {entry.name: "network" if entry.network else "sealed" for entry in self.topology.machines}
-        return {name: user for name, user in users.items() if systems[name] in able}
+        users = own_users(self.topology.expanded()) if able else {}
+        systems = {entry.name: "network" if entry.network else "sealed" for entry in self.topology.expanded().machines}
+        # Who runs keeps its user, to which its disks belong; two that should be the same by now become so later.
+        kept = {name: user for name, user in self.outfit.users.items() if name in users}
+        taken = set(kept.values())
+        new = {name: user for name, user in users.items() if name not in kept and systems[name] in able}
+        return kept | {name: user if user not in taken else unused_user(taken) for name, user in new.items()}
 
-    async def turn_of(self, life: Life) -> None:
-        """Until a loaded machine may run: at the first start every program is loaded; always its servers are there."""
-        if not self.was_ready:
-            for other in self.lives.values():
-                await other.settled.wait()
-            if self._failed:
-                await trio.sleep_forever()
-        servers = self.servers_of(life)
-        while down := [server for server in servers if server.state is not State.READY and server.state not in FINAL]:
-            await down[0].wait_for(lambda state: state is State.READY or state in FINAL)
+    def live(self, entry: directory.MachineEntry) -> Life:
+        """A machine that was added while the system runs."""
+        life = self.lives[entry.name] = Life(entry, self)
+        self.switchboard.add_target(life)
+        assert self._machines is not None
+        self._machines.start_soon(life.run)
+        return life
 
-    def restart_users(self, dead: Life) -> None:
-        """A machine has died and is started again: so are those that said so of their edges to it."""
-        for life in self.lives.values():
-            for edge in life.entry.uses:
-                if edge.to == dead.name and edge.on_restart == "restart":
-                    life.follow(dead.name, edge.name, dead.cause)
+    def remove(self, life: Life) -> None:
+        """A machine that has ended is no part of the system any more."""
+        del self.lives[life.name]
+        self.switchboard.remove_target(life.name)
+        life.forget()
 
-    def servers_of(self, life: Life) -> list[Life]:
-        """The machines that must be ready before this one; SYSLOG before everybody."""
-        names = {edge.to for edge in life.entry.uses if not edge.star and not edge.lazy}
-        keeper = self.topology.system.syslog
-        if keeper is not None and keeper != life.name:
-            names.add(keeper)
-        return [self.lives[name] for name in names]
+    def declare(self, topology: directory.Directory) -> None:
+        """From now on the system is to be so. OSError: a disk cannot be made."""
+        before, self.topology = self.topology, topology
+        try:
+            self.outfit.declare(topology.expanded(), self._give_users())
+        except OSError:
+            self.topology = before
+            raise
+        self.supervision.redeclare()
+        self._keep_declaration()
 
-    def first_start_failed(self, life: Life, cause: str) -> None:
-        """A machine could not be started when the system was: the system does not start."""
-        self._failed.append((life, cause))
-        if len(self._failed) == 1:
-            self._nursery.start_soon(self._fail)
+    def certify(self, life: Life, dead: Incarnation, death: Death) -> None:
+        """Write the certificate of a death; what neighbours know of it is added when they have said it."""
+        told = [
+            (user.name, edge.name, edge.on_restart)
+            for user in self.lives.values()
+            for edge in user.entry.uses
+            if edge.to == life.base
+        ]
+        now = trio.current_time()
+        self.certificates.issue(
+            machine=life.name,
+            generation=dead.generation,
+            cause=death.cause.value,
+            text=death.text,
+            exit=dead.exit,
+            ready=dead.ready_for,
+            lived=0.0 if dead.born_at is None else now - dead.born_at,
+            storage=dead.entry.storage,
+            told=told,
+        )
+        if not death.asked:
+            self.nursery.start_soon(self._hear, life, dead)
 
-    async def _fail(self) -> None:
-        # Others may fail to load as well: tell everything at once.
-        for life in self.lives.values():
-            await life.settled.wait()
-        misfits = tuple(misfit for life, _ in self._failed for misfit in life.misfits)
-        error: Exception
-        if misfits:
-            error, code = ConfigRejected(misfits), EXIT_CONFIG
-        else:
-            error, code = StartFailed(self._failed[0][0].name, self._failed[0][1]), EXIT_FAILED
-        self._turn("FAILED", str(error), code)
-        await self._stop_machines()
-        self._end("failed", str(error), code)
+    async def _hear(self, life: Life, dead: Incarnation) -> None:
+        """Ask the neighbours of a dead process what it has not answered; its successor soon will."""
+        users = [(user, edge) for user in self.lives.values() for edge in user.entry.uses if edge.to == life.base]
+        servers = [
+            (server, f"{life.name}.{edge.name}")
+            for edge in dead.entry.uses
+            for server in self.lives.values()
+            if server.base == edge.to
+        ]
+        messages = await last_messages([(user, edge.name) for user, edge in users], servers)
+        self.certificates.heard(life.name, dead.generation, messages)
 
-    def misfit(self, machine: str, untrusted_mistake: Any) -> Misfit:
+    def misfit(self, entry: directory.MachineEntry, untrusted_mistake: Any) -> Misfit:
         """A mistake that a program found in its config, with the line of the topology file."""
         match untrusted_mistake:
             case {"keys": list(untrusted_keys), "text": str(text)}:
@@ -241,41 +349,40 @@ class ControlProgram:
             case _:
                 untrusted_keys, text = [], "its program told a mistake that cannot be read"
         keys = tuple(key for key in untrusted_keys if isinstance(key, str | int))
+        machine = entry.base or entry.name
         line = self.topology.line("machines", machine, "config", *keys)
         return Misfit(self.topology.path.name, line, machine, keys, self.secrets.hide(text))
 
     # -- stop ----------------------------------------------------------------------------------------------------------
 
-    def stop(self, how: str, text: str, *, force: bool = False) -> None:
+    def stop(self, how: str, text: str, *, force: bool = False, exit_code: int = 0) -> None:
         """Take the system down: in order, or with ``force`` at once. Once begun it cannot be called off."""
         if force:
             self._end(how, text + ", by force", 0 if how == "down" else EXIT_FAILED)
-        elif not self._stopping and not self._failed:
-            self._stopping = True
-            self._nursery.start_soon(self._take_down, how, text)
+        elif not self.stopping and not self.supervision.not_started:
+            self.nursery.start_soon(self._take_down, how, text, exit_code)
 
-    async def _take_down(self, how: str, text: str) -> None:
-        self._turn("STOPPING", text)
-        await self._stop_machines()
-        self._turn("STOPPED")
-        self._end(how, text, 0)
+    async def fail(self, error: Exception) -> None:
+        """The system cannot be started."""
+        code = EXIT_CONFIG if isinstance(error, ConfigRejected) else EXIT_FAILED
+        self._turn("FAILED", str(error), code)
+        await self._take_down("failed", str(error), code)
 
-    async def _stop_machines(self) -> None:
-        """Each machine after everybody who uses it; SYSLOG last, so that it hears of everything."""
-        self._stopping = True
-        async with trio.open_nursery() as nursery:
-            for life in self.lives.values():
-                nursery.start_soon(self._stop_machine, life)
+    async def _take_down(self, how: str, text: str, exit_code: int) -> None:
+        self.stopping, self._ending = True, [how, text, exit_code]
+        if how != "failed":
+            self._turn("STOPPING", text)
+        self.keep()
+        await self.supervision.stop_all()
+        if how != "failed":
+            self._turn("STOPPED")
+        self._end(how, text, exit_code)
 
-    async def _stop_machine(self, life: Life) -> None:
-        for user in self.lives.values():
-            if user is not life and life in self.servers_of(user):
-                await user.wait_for(lambda state: state in FINAL or state is State.ABEND)
-        if life.name == self.topology.system.syslog and self._keeping is not None:
-            with trio.move_on_after(self.grace):
+    async def settle_records(self) -> None:
+        """Until the machine that keeps the records has them all, if it is there."""
+        if self._keeping is not None:
+            with trio.move_on_after(GRACE):
                 await self.syslog.settle()
-        life.ask_to_stop()
-        await life.wait_for(lambda state: state in FINAL or state is State.ABEND)
 
     # -- what the host tells -------------------------------------------------------------------------------------------
 
@@ -284,6 +391,8 @@ class ControlProgram:
             life = self.lives.get(exit.machine)
             if life is not None:
                 life.exited(exit)
+            else:  # a scratch machine, or one that is no part of the system any more
+                self.host.buried(exit.machine, exit.generation)
 
     async def _read_host_events(self) -> None:
         async for event in self.host.events:
@@ -292,6 +401,8 @@ class ControlProgram:
                     self.stop("terminated", "the nucleus was asked to end by a signal")
                 case LimitFailed():
                     self.watch.failed(event)
+                case SpareReady() | SpareFailed():
+                    self.administration.spare(event)
                 case SavedSystemDied():
                     self.syslog.write(CRITICAL, f"the saved system {event.system} died: {event.text}")
                     self._turn("FAILED", f"the saved system died: {event.text}", EXIT_FAILED)
@@ -301,7 +412,7 @@ class ControlProgram:
     async def _keep_records(self, keeper: Life) -> None:
         @asynccontextmanager
         async def connect() -> AsyncIterator[Path]:
-            await keeper.wait_for(lambda state: state is State.READY)
+            await keeper.wait_until(lambda: keeper.ready)
             async with self.switchboard.open_to("*LOG", keeper) as path:
                 self._keeping = path
                 try:
@@ -347,7 +458,7 @@ class ControlProgram:
 
     def listing(self) -> list[dict[str, Any]]:
         """Every machine, for the verb ``ps``. Sizes in bytes, times in seconds."""
-        now = time.monotonic()
+        now = trio.current_time()
         return [
             {
                 "name": life.name,
@@ -360,6 +471,8 @@ class ControlProgram:
                 "kind": life.entry.kind,
                 "program": life.entry.program,
                 "network": life.entry.network,
+                "essential": life.entry.essential,
+                "of": life.entry.base or None,
                 "uses": [{"name": edge.name, "to": edge.to} for edge in life.entry.uses],
                 "cause": life.cause,
                 "seal": list(life.seal),

@@ -29,6 +29,13 @@ def own_users(topology: Directory) -> dict[str, int]:
     return users
 
 
+def unused_user(taken: set[int]) -> int:
+    """A number that is nobody's; it is added to ``taken``."""
+    number = next(number for number in range(FIRST_OWN, FIRST_OWN + COUNT) if number not in taken)
+    taken.add(number)
+    return number
+
+
 def _groups(machines: Sequence[MachineEntry]) -> list[list[str]]:
     """Machines that are joined by links, directly or through others; those with the names first in order first."""
     group_of = {machine.name: [machine.name] for machine in machines}

@@ -14,9 +14,9 @@ import attrs
 import trio
 
 from retinue.cp.directory import MachineEntry
-from retinue.cp.disks import Disks
 from retinue.cp.host import measure
 from retinue.cp.host.interface import Host, Limit, LimitFailed
+from retinue.cp.outfit import Outfit
 from retinue.cp.syslog import NOTICE, WARNING, Syslog
 
 if TYPE_CHECKING:
@@ -89,14 +89,12 @@ class Watch:
     def __init__(
         self,
         lives: Mapping[str, "Life"],
-        entries: Mapping[str, MachineEntry],
-        disks: Disks,
+        outfit: Outfit,
         host: Host,
         syslog: Syslog,
     ) -> None:
         self._lives = lives
-        self._entries = entries
-        self._disks = disks
+        self._outfit = outfit
         self._host = host
         self._syslog = syslog
         self._looks: dict[str, _Look] = {}
@@ -117,7 +115,7 @@ class Watch:
                 self._syslog.write(severity, _sentence(limit, about))
 
     def _asked(self, limit: str) -> str:
-        entries = self._entries.values()
+        entries = [life.entry for life in self._lives.values()]
         match limit:
             case "share":
                 names = [entry.name for entry in entries if entry.share != 100]
@@ -158,12 +156,12 @@ class Watch:
             (link.machine, disk)
             for link in entry.links
             if link.mode == "rw"
-            for disk in self._entries[link.machine].disks
+            for disk in self._lives[link.machine].entry.disks
             if disk.name == link.disk
         ]
         mounted = self._limits["temporary disk"].enforced
         return [
-            Sized(owner, disk.name, self._disks.folder(owner, disk.name), disk.size, disk.temporary)
+            Sized(owner, disk.name, self._outfit.disks.folder(owner, disk.name), disk.size, disk.temporary)
             for owner, disk in [*own, *linked]
             if disk.size and not (disk.temporary and mounted)
         ]

@@ -9,6 +9,7 @@ from typing import Final
 
 import pytest
 
+from retinue.cp import diagram as life_diagram
 from retinue.cp import states
 from retinue.cp.directory import load
 from retinue.pipes import diagram, wire
@@ -116,37 +117,28 @@ def test_words_of_the_glossary_are_in_order_and_defined_once() -> None:
     assert words == sorted(set(words))
 
 
-def test_state_tables_in_pages_are_those_of_the_code() -> None:
-    """The diagrams of the states of a machine and of a path have the transitions of the tables, no more, no less."""
-    arrow = re.compile(r"^ +(\w+) --> (\w+): (.+)$", re.MULTILINE)
+@pytest.mark.parametrize(
+    ("page", "sections", "module"),
+    [
+        ("wire.md", diagram.SECTIONS, "retinue.pipes.diagram"),
+        ("life.md", life_diagram.SECTIONS, "retinue.cp.diagram"),
+    ],
+)
+def test_states_in_the_reference_are_as_drawn_from_the_code(page: str, sections: diagram.Sections, module: str) -> None:
+    """Tables and diagrams of states are what ``python -m`` makes of the tables of the code, to the letter."""
+    text = (DOCS / "reference" / page).read_text()
+    assert diagram.drawn_into(text, sections, module) == text
 
-    def drawn(page: Path) -> set[tuple[str, str, str]]:
-        found = set()
-        for content in _blocks(page, "mermaid"):
-            if content.startswith("stateDiagram"):
-                for source, target, labels in arrow.findall(content):
-                    found |= {(source, label.strip(), target) for label in labels.split(",")}
-        return found
 
-    machine = {(source.value, happening.value, target.value) for (source, happening), target in states.TABLE.items()}
-    assert drawn(DOCS / "explanation" / "design.md") == machine
-    path = {
-        (source.name, what.name if isinstance(what, wire.Kind) else what.value, target.name)
-        for (source, what), target in path_states.TABLE.items()
-        if source is not target and target is not path_states.State.SEVERED
+def test_no_transition_is_left_out() -> None:
+    """The generator draws every row of the table of a machine's states."""
+    drawn = {
+        (source, label.strip(), target)
+        for source, target, labels in re.findall(r"^ +(\w+) --> (\w+): (.+)$", life_diagram.life(), re.MULTILINE)
+        for label in labels.split(",")
     }
-    bindings = {
-        (source.name, happening.value, target.name)
-        for (source, happening), target in path_states.BINDINGS.items()
-        if source is not target
-    }
-    assert drawn(DOCS / "reference" / "wire.md") == path | bindings
-
-
-def test_states_in_the_wire_reference_are_as_drawn_from_the_code() -> None:
-    """Tables and diagrams of a path's states are what ``python -m retinue.pipes.diagram`` makes, to the letter."""
-    page = (DOCS / "reference" / "wire.md").read_text()
-    assert diagram.drawn_into(page) == page
+    table = states.TABLE.items()
+    assert drawn == {(source.value, happening.value, target.value) for (source, happening), target in table}
 
 
 def test_what_a_state_takes_is_what_the_table_says() -> None:

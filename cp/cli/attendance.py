@@ -15,7 +15,8 @@ import trio
 
 from retinue.cp import runtime
 from retinue.cp.cli.board import Board
-from retinue.cp.cli.errors import FAILED, OK, Interrupted, SystemFailed
+from retinue.cp.cli.errors import FAILED, OK, CommandError, Interrupted, SystemFailed
+from retinue.cp.cli.following import AGAIN
 from retinue.cp.cli.live import REFRESH, Display, display
 from retinue.cp.cli.output import Paint, colour_wanted, say, tell
 from retinue.cp.cli.records import RecordFormat, lost_line, tells_event
@@ -26,6 +27,7 @@ from retinue.cp.cli.session import (
     NucleusProcess,
     Patience,
     message_of,
+    operator,
     tail,
 )
 from retinue.cp.directory import Directory
@@ -49,7 +51,7 @@ class Attendance:
         *,
         detach: bool,
     ) -> None:
-        names = [machine.name for machine in directory.machines]
+        names = [machine.name for machine in directory.expanded().machines]
         self.detached = False
         self._system = directory.system.name
         self._folders, self._window, self._process, self._nucleus = folders, window, process, nucleus
@@ -66,8 +68,11 @@ class Attendance:
         self._forced = self._killed = self._mute = False
         self._settled = trio.Event()  # READY, or it is clear that it never will be
         self._ending = trio.Event()
-        self._severed = trio.Event()
+        self._severed = trio.Event()  # the last path has ended
         self._gone = trio.Event()
+        self._path: Path | None = None  # the present one, when it has been greeted
+        self._path_changed = trio.Event()
+        self._last = 0  # number of the newest record that was shown
         self._patience = Patience(STOP_PATIENCE)
 
     # -- the run ----------------------------------------------------------------------------------------------------
@@ -77,23 +82,15 @@ class Attendance:
 
         try:
             self._show()
-            async with open_path(SocketTransport(sock), name="*CP", peer="*CP") as path, trio.open_nursery() as nursery:
-                nursery.start_soon(self._watch_signals, path, nursery)
-                nursery.start_soon(self._receive, path)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_signals, nursery)
+                nursery.start_soon(self._converse, sock)
                 nursery.start_soon(self._draw)
                 nursery.start_soon(self._watch_nucleus)
-                nursery.start_soon(self._end_in_bounds, path)
-                try:
-                    await path.call(["follow", {"machine": None, "events": True, "records": True, "after": 0}])
-                    # Who answers is the control program, and its nucleus took the lock before it started it.
-                    self._window.close()
-                    self._prime(await path.call(["ps", {}]))
-                    await self._settled.wait()
-                    if self._ready and self._detach and not self._ending.is_set():
-                        await path.call(["detach", {}])
-                        self.detached = True
-                except (PathSevered, PathClosed):
-                    self._ending.set()
+                nursery.start_soon(self._end_in_bounds)
+                await self._settled.wait()
+                if self._ready and self._detach and not self._ending.is_set():
+                    self.detached = await self._ask_once("detach", {})
                 if not self.detached:
                     if self._ready and not self._ending.is_set():
                         self._attend()
@@ -106,30 +103,100 @@ class Attendance:
             self._hide()
         return self._detached_well() if self.detached else self._verdict()
 
+    # -- the paths --------------------------------------------------------------------------------------------------
+
+    async def _converse(self, sock: socket.socket) -> None:
+        """The path of the console, and when its control program has died, one after another to the successor."""
+        try:
+            async with open_path(SocketTransport(sock), name="*CP", peer="*CP") as path:
+                whole = await self._hear(path, again=False)
+            running = runtime.Running(self._system, self._folders.runtime, self._process.pid)
+            while not whole:
+                await trio.sleep(AGAIN)
+                async with operator(running) as path:
+                    whole = await self._hear(path, again=True)
+        except CommandError:
+            pass  # nobody is there any more; what has become of it the nucleus tells
+        self._severed.set()
+        self._ending.set()
+        self._settled.set()
+        self._turn_to(None)
+
+    async def _hear(self, path: Path, *, again: bool) -> bool:
+        """Take what comes by a path to its end; returns whether that is the end of the system."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._greet, path, again)
+            whole = await self._receive(path)
+            nursery.cancel_scope.cancel()
+        self._turn_to(None)
+        return whole
+
+    async def _greet(self, path: Path, again: bool) -> None:
+        with suppress(PathSevered, PathClosed):
+            if again:
+                await path.call(["attend", {}])
+            reply = await path.call(["follow", {"events": True, "records": True, "after": self._last}])
+            if again and reply["seq"] < self._last:  # the numbers have begun anew
+                self._last = 0
+            # Who answers is the control program, and its nucleus took the lock before it started it.
+            self._window.close()
+            self._board.doubt()
+            self._prime(await path.call(["ps", {}]))
+            self._turn_to(path)
+            if again:
+                self._hide()
+                tell(f"the control program of {self._system} has been restarted; its machines went on")
+                if not self._ready or self._ending.is_set():
+                    self._show()
+
+    def _turn_to(self, path: Path | None) -> None:
+        self._path = path
+        self._path_changed.set()
+        self._path_changed = trio.Event()
+
+    async def _ask_once(self, verb: str, arguments: dict[str, Any]) -> bool:
+        """Ask until somebody has taken it: a successor, if a control program dies; False when nobody ever will."""
+        while not self._severed.is_set() and not self._gone.is_set():
+            path, changed = self._path, self._path_changed
+            if path is not None:
+                with suppress(PathSevered, PathClosed):
+                    await path.call([verb, arguments])
+                    return True
+            await changed.wait()
+        return False
+
     def _prime(self, listing: Any) -> None:
         if isinstance(listing, Mapping):
             self._board.prime(listing)
         if self._board.state == "READY":
             self._became_ready()
+        elif self._board.state in ("STOPPING", "STOPPED", "FAILED"):
+            self._ending.set()
+            self._settled.set()
 
-    async def _receive(self, path: Path) -> None:
+    async def _receive(self, path: Path) -> bool:
         async for message in path:
             kind, content = message_of(message.body)
             if kind == "event":
                 self._on_event(content)
             elif kind == "record":
-                machine = str(content.get("machine"))
-                if not self._ready:
-                    self._board.keep_line(machine, self._plain.lines(content))
-                if self._display is not None and tells_event(content):
-                    continue  # the display shows it
-                for line in self._format.lines(content):
-                    self._print(line)
+                self._on_record(content)
             elif kind == "lost":
                 self._print(lost_line(content.get("count")))
-        self._severed.set()
-        self._ending.set()
-        self._settled.set()
+            elif kind == "end":
+                return True
+        return False
+
+    def _on_record(self, record: Mapping[str, Any]) -> None:
+        if isinstance(number := record.get("seq"), int):
+            self._last = number
+        machine = str(record.get("machine"))
+        if not self._ready:
+            self._board.keep_line(machine, self._plain.lines(record))
+        if self._display is not None and tells_event(record):
+            return  # the display shows it
+        for line in self._format.lines(record):
+            self._print(line)
 
     def _on_event(self, event: Mapping[str, Any]) -> None:
         self._patience.progress()
@@ -203,43 +270,42 @@ class Attendance:
         self._ending.set()
         self._settled.set()
 
-    async def _watch_signals(self, path: Path, nursery: Any) -> None:
+    async def _watch_signals(self, nursery: trio.Nursery) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
             async for _ in signals:
                 self._stops_asked += 1
-                self._on_stop_asked(path, nursery)
+                self._on_stop_asked(nursery)
 
-    def _on_stop_asked(self, path: Path, nursery: Any) -> None:
+    def _on_stop_asked(self, nursery: trio.Nursery) -> None:
         if self._stops_asked == 1:
             self._hide()
             tell(f"{self._system} is being stopped in order. Ctrl-C again stops it by force.")
             self._show()
             self._ending.set()
-            nursery.start_soon(self._order_down, path, False)
+            nursery.start_soon(self._order_down, False)
         elif self._stops_asked == 2:
             self._forced = True
             self._hide()
             tell(f"{self._system} is being stopped by force.")
             self._show()
             self._patience.limit(FORCE_WAIT)
-            nursery.start_soon(self._order_down, path, True)
+            nursery.start_soon(self._order_down, True)
         else:
             self._kill()
 
-    async def _order_down(self, path: Path, force: bool) -> None:
-        with suppress(PathSevered, PathClosed):  # it is ending already, and the nucleus is watched
-            await path.call(["down", {"force": force}])
+    async def _order_down(self, force: bool) -> None:
+        await self._ask_once("down", {"force": force})  # if nobody hears, it is ending already: the nucleus is watched
         if force:
             self._patience.limit(BURY_WAIT)
 
-    async def _end_in_bounds(self, path: Path) -> None:
+    async def _end_in_bounds(self) -> None:
         await self._ending.wait()
         if await self._patience.wait(self._gone):
             return
         if not self._forced:
             self._forced = True
             with trio.move_on_after(FORCE_WAIT) as hanging:
-                await self._order_down(path, True)
+                await self._order_down(True)
             if not hanging.cancelled_caught:
                 with trio.move_on_after(BURY_WAIT):
                     await self._gone.wait()

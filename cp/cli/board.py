@@ -56,6 +56,12 @@ class Board:
             if not status.told:
                 status.state, status.cause = str(entry.get("state")), entry.get("cause")
 
+    def doubt(self) -> None:
+        """Events may have been missed: the next listing knows better than those that have told so far."""
+        self._system_told = False
+        for status in self.machines.values():
+            status.told = False
+
     def apply(self, event: Mapping[str, Any]) -> str | None:
         """Take in one event; returns the line that tells of it, None if there is nothing new in it."""
         name, state, cause = event.get("machine"), str(event.get("state")), event.get("cause")

@@ -15,20 +15,36 @@ import click
 
 from retinue.cp.cli import errors
 
-# Command -> the module that holds it, in the order of the help: first what is used first.
-COMMANDS: Final = {
-    "up": "up",
-    "down": "down",
-    "ps": "listings",
-    "logs": "listings",
-    "tap": "tap",
-    "replay": "replay",
-    "check": "topology",
-    "graph": "topology",
-    "doctor": "doctor",
-    "version": "about",
-    "completion": "about",
+# Command -> the module that holds it, by what one wants; in the order of the help.
+SECTIONS: Final = {
+    "Run": {"up": "up", "down": "down", "check": "topology", "doctor": "doctor"},
+    "Look": {
+        "ps": "listings",
+        "top": "top",
+        "logs": "listings",
+        "events": "events",
+        "why": "why",
+        "explain": "explain",
+        "graph": "topology",
+        "tap": "tap",
+        "replay": "replay",
+    },
+    "Change": {
+        "plan": "changing",
+        "apply": "changing",
+        "replace": "steering",
+        "start": "steering",
+        "stop": "steering",
+        "restart": "steering",
+        "set": "steering",
+        "upgrade": "steering",
+    },
+    "Try": {"campaign": "campaign"},
+    "Other": {"campaign": "campaign", "version": "about", "completion": "about"},
 }
+COMMANDS: Final = {name: module for commands in SECTIONS.values() for name, module in commands.items()}
+# Not in the help: names that operators of z/VM know, in whatever case they type them.
+ALIASES: Final = dict.fromkeys(("query", "indicate", "xautolog", "force"), "aliases")
 
 _EPILOG = """\
 \b
@@ -36,6 +52,8 @@ Examples:
   retinue up shop.toml        start a system and show its log; Ctrl-C stops it
   retinue up -d shop.toml     start it, return when every machine is ready
   retinue logs SHOP -f        follow what the machine SHOP writes
+  retinue why SHOP            how it came to its last end
+  retinue apply shop.toml     change what runs to what the file says now
 
 Several systems run side by side: choose one with --system NAME.
 """
@@ -67,12 +85,19 @@ class Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        module = COMMANDS.get(cmd_name)
+        name = cmd_name if cmd_name in COMMANDS else _alias_of(cmd_name) or cmd_name
+        module = COMMANDS.get(name) or ALIASES.get(name)
         if module is None:
             return None
-        command = getattr(importlib.import_module(f"retinue.cp.cli.{module}"), cmd_name)
+        found = importlib.import_module(f"retinue.cp.cli.{module}")
+        command = getattr(found, name, None) or getattr(found, f"{name}_")  # set is no name for a function
         assert isinstance(command, click.Command)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for section, commands in SECTIONS.items():
+            with formatter.section(section):
+                formatter.write_dl([(name, _summary(self.get_command(ctx, name))) for name in commands])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -84,9 +109,20 @@ class Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
-        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+        known = name in COMMANDS or _alias_of(name) is not None
+        if not known and not name.startswith("-") and not ctx.resilient_parsing:
             raise click.UsageError(f"no such command: {name}{errors.did_you_mean(name, COMMANDS)}", ctx)
         return super().resolve_command(ctx, args)
+
+
+def _alias_of(name: str) -> str | None:
+    """The command of z/VM that this is, whatever its case, or an abbreviation that is nothing else."""
+    meant = [alias for alias in ALIASES if alias.startswith(name.casefold())] if len(name) >= 2 or name in "qQ" else []
+    return meant[0] if len(meant) == 1 and name not in COMMANDS else None
+
+
+def _summary(command: click.Command | None) -> str:
+    return "" if command is None else command.get_short_help_str(limit=80)
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])

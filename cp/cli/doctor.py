@@ -41,10 +41,10 @@ _GIVES: Final = {
 @click.command()
 @json_option()
 def doctor(as_json: bool) -> int:
-    """Show what this host gives to the seal of machines, and what would give more.
+    """Show what this host gives to the seal of machines.
 
-    Starts scratch machines and lets them try what they must not be able to do. The exit code tells the level that is
-    reached: 0 full, 10 strong, 11 basic, 12 less than any system accepts.
+    And what would give more. Starts scratch machines and lets them try what they must not be able to do. The exit code
+    tells the level that is reached: 0 full, 10 strong, 11 basic, 12 less than any system accepts.
     """
     findings = examine()
     if as_json:

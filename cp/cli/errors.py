@@ -77,6 +77,19 @@ class SystemGone(CommandError):
         super().__init__(f"{system} has ended" + (f": {reason}" if reason else ""))
 
 
+class PathLost(SystemGone):
+    """The system runs, but the path to its control program has ended: that died, or cut us off for being too slow."""
+
+    code = FAILED
+
+    def __init__(self, system: str, asked: str, cure: str = "look what has become of it: retinue ps") -> None:
+        self.system = system
+        problem = (
+            f"the control program of {system} was lost when it was asked {asked}; whether it was done is not known"
+        )
+        CommandError.__init__(self, problem, cure)
+
+
 class SeveralSystems(CommandError):
     """Several systems run and none was named."""
 

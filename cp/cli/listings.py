@@ -1,14 +1,14 @@
 """``retinue ps`` and ``retinue logs``: what runs, and what it wrote."""
 
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from retinue.cp.cli.command import json_option, selection, state_option, system_option
+from retinue.cp.cli.completing import complete_machines
 from retinue.cp.cli.edges import edge_lines
 from retinue.cp.cli.errors import OK
 from retinue.cp.cli.output import (
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from retinue.cp.runtime import Running
     from retinue.pipes import Path
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
 # Enough to see what happened, little enough for one look.
 LOGS_DEFAULT: Final = 100
 # What `all` and every larger number mean: the largest integer of the wire that is one for everybody.
@@ -40,7 +42,7 @@ COUNT_MAX: Final = 2**31 - 1
 
 _HEAD: Final = ("NAME", "STATE", "PID", "GEN", "STORAGE", "UPTIME", "RESTARTS", "PROGRAM")
 _RIGHT: Final = frozenset({2, 3, 4, 5, 6})
-_STATE_COLOUR: Final = {"READY": "32", "STARTING": YELLOW, "STOPPING": YELLOW, "WAITING": YELLOW}
+STATE_COLOUR: Final = {"READY": "32", "DORMANT": DIM, "STARTING": YELLOW, "STOPPING": YELLOW, "WAITING": YELLOW}
 
 
 @click.command()
@@ -52,9 +54,9 @@ _STATE_COLOUR: Final = {"READY": "32", "STARTING": YELLOW, "STOPPING": YELLOW, "
 def ps(ctx: click.Context, edges: bool, as_json: bool) -> int:
     """List the machines of a running system."""
     system = find_system(selection(ctx))
-    from retinue.cp.cli.session import converse
+    from retinue.cp.cli.session import converse, request
 
-    listing = converse(partial(_ask, system, "edges" if edges else "ps"))
+    listing = converse(partial(request, system, "edges" if edges else "ps"))
     if as_json:
         say(to_json(listing))
         return OK
@@ -62,13 +64,6 @@ def ps(ctx: click.Context, edges: bool, as_json: bool) -> int:
     for line in lines(listing, paint=Paint(colour_wanted(sys.stdout)), room=width(sys.stdout)):
         say(line)
     return OK
-
-
-async def _ask(system: "Running", verb: str) -> Any:
-    from retinue.cp.cli.session import ask, operator
-
-    async with operator(system) as path:
-        return await ask(path, system, verb)
 
 
 def ps_lines(listing: Mapping[str, Any], *, paint: Paint, room: int | None = None) -> list[str]:
@@ -87,7 +82,7 @@ def ps_lines(listing: Mapping[str, Any], *, paint: Paint, room: int | None = Non
     for cells in rest:
         name, state = cells[0], cells[1]
         cells[0] = paint.machine(name.strip(), name)
-        cells[1] = paint(state, _STATE_COLOUR.get(state.strip(), RED))
+        cells[1] = paint(state, STATE_COLOUR.get(state.strip(), RED))
         if len(head) > len(_HEAD) and cells[-1]:
             cells[-1] = paint(cells[-1], DIM)
         lines.append("  ".join(cells).rstrip())
@@ -122,38 +117,23 @@ def _count(ctx: click.Context, param: click.Parameter, value: str) -> int:
     return min(int(value[:20]), COUNT_MAX)
 
 
-def complete_machines(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """The machines of the running system, for the shell's completion. Never fails."""
-    try:
-        system = find_system(selection(ctx))
-        from retinue.cp.cli.session import converse
-
-        listing = converse(partial(_ask, system, "ps"))
-        names = [str(machine["name"]) for machine in listing["machines"]]
-    except Exception:
-        return []
-    return [name for name in names if name.startswith(incomplete.upper())]
+def count_option(what: str) -> Callable[[_Function], _Function]:
+    """``-n N``."""
+    return click.option(
+        "-n", "--lines", "count", callback=_count, default=str(LOGS_DEFAULT), show_default=True, metavar="N", help=what
+    )
 
 
 @click.command()
 @click.argument("name", required=False, shell_complete=complete_machines)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on.")
-@click.option(
-    "-n",
-    "--lines",
-    "count",
-    callback=_count,
-    default=str(LOGS_DEFAULT),
-    show_default=True,
-    metavar="N",
-    help="The last N records, or 'all'.",
-)
+@count_option("The last N records, or 'all'.")
 @json_option("Print one JSON object per record and line.")
 @system_option()
 @state_option()
 @click.pass_context
 def logs(ctx: click.Context, name: str | None, follow: bool, count: int, as_json: bool) -> int:
-    """Show what the machines wrote, or only the machine NAME."""
+    """Show what the machines wrote, or one of them."""
     system = find_system(selection(ctx))
     from retinue.cp.cli.session import converse
 
@@ -162,41 +142,47 @@ def logs(ctx: click.Context, name: str | None, follow: bool, count: int, as_json
 
 
 async def _logs(system: "Running", name: str | None, follow: bool, count: int, as_json: bool) -> None:
-    from retinue.cp.cli.errors import SystemGone
     from retinue.cp.cli.records import RecordFormat
-    from retinue.cp.cli.session import ask, machine_names, operator
+    from retinue.cp.cli.session import request
 
-    async with operator(system) as path:
-        names = [] if as_json else await machine_names(path, system)
-        form = RecordFormat([name] if name else names, paint=Paint(colour_wanted(sys.stdout)), times=True)
-        # With -n 0 one record is asked for all the same: it says where following begins.
-        reply = await ask(path, system, "logs", machine=name, count=max(count, 1))
-        records = reply["records"]
-        for record in records if count else ():
-            _print_record(record, form, as_json)
-        if follow:
-            after = records[-1]["seq"] if records else 0
-            with suppress(SystemGone):  # it ended just now: then there is nothing more to follow
-                await ask(path, system, "follow", machine=name, events=False, records=True, after=after)
-            await _follow(path, form, as_json)
-            tell(f"-- {system.system} has ended --")
+    names = [] if as_json else [str(machine["name"]) for machine in (await request(system, "ps"))["machines"]]
+    form = RecordFormat([name] if name else names, paint=Paint(colour_wanted(sys.stdout)), times=True)
+    # With -n 0 one record is asked for all the same: it says where following begins.
+    records = (await request(system, "logs", machine=name, count=max(count, 1)))["records"]
+    for record in records if count else ():
+        _print_record(record, form, as_json)
+    if follow:
+        await _follow(system, name, records[-1]["seq"] if records else 0, form, as_json)
 
 
-async def _follow(path: "Path", form: Any, as_json: bool) -> None:
-    from retinue.cp.cli.records import lost_line
-    from retinue.cp.cli.session import message_of
+async def _follow(system: "Running", name: str | None, last: int, form: Any, as_json: bool) -> None:
+    from retinue.cp.cli.following import Ending, keep_up, place_of
+    from retinue.cp.cli.session import ask
 
-    whole = False
-    async for message in path:
-        kind, content = message_of(message.body)
-        whole = kind == "end"
+    def lost(count: Any) -> None:
+        from retinue.cp.cli.records import lost_line
+
+        say(to_json({"lost": count}, indent=None) if as_json else lost_line(count))
+
+    async def begin(path: "Path", again: bool) -> None:
+        nonlocal last
+        if again and (place := await place_of(path, system, last)) < last:
+            last = place
+            lost(None)
+        await ask(path, system, "follow", machine=name, events=False, records=True, after=last)
+
+    def take(kind: str, content: Mapping[str, Any]) -> bool:
+        nonlocal last
         if kind == "record":
+            last = content["seq"]
             _print_record(content, form, as_json)
         elif kind == "lost":
-            say(to_json({"lost": content.get("count")}, indent=None) if as_json else lost_line(content.get("count")))
-    if not whole:
-        # The control program died, or could not wait any longer for this reader.
+            lost(content.get("count"))
+        return True
+
+    if await keep_up(system, begin, take) is Ending.TORN:
         say(to_json({"lost": None}, indent=None) if as_json else "-- the last records may be missing --")
+    tell(f"-- {system.system} has ended --")
 
 
 def _print_record(record: Mapping[str, Any], form: Any, as_json: bool) -> None:

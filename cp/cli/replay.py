@@ -10,8 +10,8 @@ import attrs
 import click
 
 from retinue.cp.cli.command import json_option, selection, state_option, system_option
+from retinue.cp.cli.completing import complete_machines
 from retinue.cp.cli.errors import FAILED, OK, CommandError
-from retinue.cp.cli.listings import complete_machines
 from retinue.cp.cli.output import RED, YELLOW, Paint, say, to_json
 from retinue.cp.cli.systems import find_system
 
@@ -37,7 +37,9 @@ MOST_OPEN: Final = 1000
 @state_option()
 @click.pass_context
 def replay(ctx: click.Context, file: str, name: str, as_json: bool) -> int:
-    """Send the requests of the recording FILE to the machine NAME, and compare its answers with the recorded ones.
+    """Send recorded requests again, and compare the answers.
+
+    The requests of the recording FILE go to the machine NAME.
 
     The exit code is 0 if all that could be compared are equal, 1 if not.
     """

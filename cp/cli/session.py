@@ -17,6 +17,7 @@ from retinue.cp.cli.errors import (
     CommandError,
     Denied,
     NoAnswer,
+    PathLost,
     SystemGone,
     UnknownEdge,
     UnknownMachine,
@@ -38,6 +39,8 @@ CONNECT_WAIT: Final = 5.0
 # A listing is answered from memory. Longer means that the control program hangs.
 ANSWER_WAIT: Final = 10.0
 _RETRY: Final = 0.05
+# A path that has ended may be the first sign of the end of the system: its nucleus is gone some moments later.
+_LAST_MOMENTS: Final = 0.5
 # The system stops in order as long as it takes, if something happens in every such span.
 STOP_PATIENCE: Final = 60.0
 # A control program that does not even take the order to force in such a time hangs; the nucleus is killed then.
@@ -108,6 +111,8 @@ async def operator(system: runtime.Running) -> AsyncIterator[Path]:
         except PermissionError as error:
             raise Denied(f"{system.system}: {error.strerror} ({system.runtime})") from error
         except OSError as error:
+            if not runtime.still_runs(system):
+                raise SystemGone(system.system) from error
             if trio.current_time() >= give_up:
                 why = error.strerror or str(error)
                 raise NoAnswer(system.system, system.nucleus_pid, why) from error
@@ -116,28 +121,50 @@ async def operator(system: runtime.Running) -> AsyncIterator[Path]:
         yield path
 
 
-async def ask(path: Path, system: runtime.Running, verb: str, *, within: float = ANSWER_WAIT, **arguments: Any) -> Any:
-    """Ask the control program and return its answer. Raises SystemGone, NoAnswer, UnknownMachine, Denied..."""
-    return (await ask_reply(path, system, verb, within=within, **arguments)).body
+async def ask(
+    path: Path,
+    system: runtime.Running,
+    verb: str,
+    /,
+    *,
+    within: float = ANSWER_WAIT,
+    descriptors: tuple[int, ...] = (),
+    **arguments: Any,
+) -> Any:
+    """Ask the control program and return its answer. Raises SystemGone, NoAnswer, UnknownMachine, Denied...
+
+    SystemGone is PathLost when the system goes on.
+    """
+    return (await ask_reply(path, system, verb, within=within, descriptors=descriptors, **arguments)).body
 
 
 async def ask_reply(
-    path: Path, system: runtime.Running, verb: str, *, within: float = ANSWER_WAIT, **arguments: Any
+    path: Path,
+    system: runtime.Running,
+    verb: str,
+    /,
+    *,
+    within: float = ANSWER_WAIT,
+    descriptors: tuple[int, ...] = (),
+    **arguments: Any,
 ) -> Reply:
     """:func:`ask`, with the descriptors of the answer, which are the caller's to close."""
     try:
         with trio.fail_after(within):
-            return await path.call_reply([verb, arguments])
+            return await path.call_reply([verb, arguments], descriptors=descriptors)
     except trio.TooSlowError as error:
         raise NoAnswer(system.system, system.nucleus_pid, f"no answer in {within:g} s") from error
     except (PathSevered, PathClosed) as error:
+        if await survives(system):
+            raise PathLost(system.system, verb) from error
         raise SystemGone(system.system, severed_because(error)) from error
     except AccessDenied as error:
         raise Denied(f"the control program of {system.system} refuses {verb}: {error.text}") from error
     except Rejected as error:
         if error.code == "unknown-machine":
-            known = error.detail if isinstance(error.detail, list) else []
-            raise UnknownMachine(str(arguments.get("machine")), system.system, map(str, known)) from error
+            known = list(map(str, error.detail)) if isinstance(error.detail, list) else []
+            named = [each for each in arguments.values() if isinstance(each, str) and each not in known]
+            raise UnknownMachine(named[0] if named else "of that name", system.system, known) from error
         if error.code == "unknown-edge":
             known = error.detail if isinstance(error.detail, list) else []
             raise UnknownEdge(str(arguments.get("edge")), system.system, error.text, map(str, known)) from error
@@ -149,6 +176,27 @@ async def ask_reply(
         raise CommandError(
             f"the control program of {system.system} refuses {verb} ({error.code}): {error.text}"
         ) from error
+
+
+async def survives(system: runtime.Running) -> bool:
+    """Whether a system goes on of which a path has ended just now; its end may have begun with that."""
+    if system.nucleus_pid is not None and (nucleus := NucleusProcess.of(system, system.nucleus_pid)) is not None:
+        try:
+            with trio.move_on_after(_LAST_MOMENTS):
+                await nucleus.wait()
+        finally:
+            nucleus.close()
+    return runtime.still_runs(system)
+
+
+async def request(system: runtime.Running, verb: str, /, *, within: float = ANSWER_WAIT, **arguments: Any) -> Any:
+    """Ask one thing that may be asked twice: once more when the control program dies meanwhile."""
+    try:
+        async with operator(system) as path:
+            return await ask(path, system, verb, within=within, **arguments)
+    except PathLost:
+        async with operator(system) as path:
+            return await ask(path, system, verb, within=within, **arguments)
 
 
 def severed_because(error: PathSevered | PathClosed) -> str:
@@ -216,23 +264,27 @@ class Patience:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._last: float | None = None  # final: progress no longer counts
+        self._final = False  # progress no longer counts
+        self._deadline = float("inf")
         self._scope = trio.CancelScope()
 
     def progress(self) -> None:
         """Something happened: begin to count anew."""
-        if self._last is None:
-            self._scope.deadline = trio.current_time() + self._seconds
+        if not self._final:
+            self._until(trio.current_time() + self._seconds)
 
     def limit(self, seconds: float) -> None:
         """Wait at most `seconds` from now, whatever happens."""
-        self._last = trio.current_time() + seconds
-        self._scope.deadline = self._last
+        self._final = True
+        self._until(trio.current_time() + seconds)
+
+    def _until(self, deadline: float) -> None:
+        self._deadline = self._scope.deadline = deadline
 
     async def wait(self, event: trio.Event) -> bool:
-        """Wait for `event`, once; False if patience ran out first."""
+        """Wait for `event`; False if patience ran out first. One waits at a time."""
         self.progress()
-        with self._scope:
+        with trio.CancelScope(deadline=self._deadline) as self._scope:
             await event.wait()
         return event.is_set()
 

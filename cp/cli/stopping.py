@@ -19,6 +19,7 @@ from retinue.cp.cli.session import (
     ask,
     message_of,
     operator,
+    survives,
 )
 from retinue.pipes import Path
 
@@ -59,29 +60,25 @@ async def _watch(nucleus: NucleusProcess, gone: trio.Event) -> None:
 async def _stop_in_order(system: runtime.Running, nucleus: NucleusProcess, gone: trio.Event, force: bool) -> None:
     patience, why = Patience(STOP_PATIENCE), "it does not end"
     board = Board(system.system, (), time.monotonic)
-    async with operator(system) as path, trio.open_nursery() as nursery:
-        try:
-            if force:  # first of all: whatever else is asked may hang
-                await ask(path, system, "down", force=True, within=FORCE_WAIT)
-                patience.limit(BURY_WAIT)
-            else:
-                board.prime(await ask(path, system, "ps"))
-            with display(board) as shown:
-                nursery.start_soon(_show, path, board, shown, patience)
-                nursery.start_soon(_draw, shown)
-                if not force:
-                    await ask(path, system, "follow", machine=None, events=True, records=False)
-                    await ask(path, system, "down", force=False)
-                in_time = await patience.wait(gone)
-                if in_time:
-                    board.end()
-        except SystemGone:  # faster than our questions
-            in_time = await patience.wait(gone)
-        except NoAnswer:  # caught here: beyond the nurseries it would be in a group
-            if not force:
-                raise
-            in_time, why = False, "its control program does not answer"
-        nursery.cancel_scope.cancel()
+    in_time, ordered = True, False
+    with display(board) as shown:
+        # A successor of a control program that dies meanwhile has to be told, too.
+        while in_time and not gone.is_set():
+            try:
+                in_time, ordered = await _order_down(system, board, shown, patience, gone, force), True
+            except SystemGone:
+                pass  # faster than our questions, or its control program has died of them
+            except NoAnswer:
+                if not ordered:
+                    if not force:
+                        raise
+                    in_time, why = False, "its control program does not answer"
+                break
+            if not await survives(system):
+                break
+        in_time = in_time and await patience.wait(gone)
+        if in_time:
+            board.end()
     if in_time:
         return
     if not force:
@@ -97,7 +94,37 @@ async def _stop_in_order(system: runtime.Running, nucleus: NucleusProcess, gone:
     await _kill(system, nucleus, gone, why)
 
 
-async def _show(path: Path, board: Board, shown: Display, patience: Patience) -> None:
+async def _order_down(
+    system: runtime.Running, board: Board, shown: Display, patience: Patience, gone: trio.Event, force: bool
+) -> bool:
+    """Order it, and wait until the system or the path has ended; False if patience ran out first."""
+    ended = trio.Event()
+    raised: CommandError | None = None
+    in_time = False
+    async with operator(system) as path, trio.open_nursery() as nursery:
+        try:
+            if force:  # first of all: whatever else is asked may hang
+                await ask(path, system, "down", force=True, within=FORCE_WAIT)
+                patience.limit(BURY_WAIT)
+            else:
+                board.doubt()
+                board.prime(await ask(path, system, "ps"))
+            nursery.start_soon(_show, path, board, shown, patience, ended)
+            nursery.start_soon(_draw, shown)
+            nursery.start_soon(_pass_on, gone, ended)
+            if not force:
+                await ask(path, system, "follow", machine=None, events=True, records=False)
+                await ask(path, system, "down", force=False)
+            in_time = await patience.wait(ended)
+        except CommandError as error:
+            raised = error  # raised here it would leave the nursery in a group
+        nursery.cancel_scope.cancel()
+    if raised is not None:
+        raise raised
+    return in_time
+
+
+async def _show(path: Path, board: Board, shown: Display, patience: Patience, ended: trio.Event) -> None:
     async for message in path:
         kind, content = message_of(message.body)
         if kind == "event":
@@ -105,6 +132,12 @@ async def _show(path: Path, board: Board, shown: Display, patience: Patience) ->
             line = board.apply(content)
             if line is not None:
                 shown.event(line)
+    ended.set()
+
+
+async def _pass_on(gone: trio.Event, ended: trio.Event) -> None:
+    await gone.wait()
+    ended.set()
 
 
 async def _draw(shown: Display) -> None:

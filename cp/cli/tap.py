@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from retinue.cp.cli.command import json_option, selection, state_option, system_option
+from retinue.cp.cli.completing import complete_edges
 from retinue.cp.cli.errors import OK, CannotCreate, CommandError
 from retinue.cp.cli.output import Paint, colour_wanted, say, tell, width
 from retinue.cp.cli.systems import find_system
@@ -18,23 +19,6 @@ if TYPE_CHECKING:
     from retinue.cp.recording import Writer
     from retinue.cp.runtime import Running
     from retinue.pipes import Path
-
-
-def complete_edges(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """The edges of the running system that can be tapped, for the shell's completion. Never fails."""
-    try:
-        system = find_system(selection(ctx))
-        from retinue.cp.cli.session import ask, converse, operator
-
-        async def listing() -> Any:
-            async with operator(system) as path:
-                return await ask(path, system, "ps")
-
-        machines = converse(listing)["machines"]
-        names = [f"{each['name']}.{edge['name']}" for each in machines for edge in each["uses"] if edge["to"][0] != "*"]
-    except Exception:
-        return []
-    return [name for name in names if name.casefold().startswith(incomplete.casefold())]
 
 
 @click.command()
@@ -64,7 +48,7 @@ def tap(ctx: click.Context, edge: str, count: int | None, file: str | None, as_j
 
 
 async def _tap(system: "Running", edge: str, count: int | None, file: str | None, as_json: bool) -> None:
-    from retinue.cp.cli.session import ask, operator
+    from retinue.cp.cli.session import ask, operator, survives
 
     with ExitStack() as stack:
         async with operator(system) as path:
@@ -74,9 +58,13 @@ async def _tap(system: "Running", edge: str, count: int | None, file: str | None
             tell(f"-- {edge}: {paths} path{'' if paths == 1 else 's'} open; Ctrl-C ends the tap --")
             shown = Shown(count, writer, as_json)
             ended = await _until_interrupted(shown, path)
-        if ended:
+        if ended and not await survives(system):
             tell(f"-- {system.system} has ended --")
+            ended = False
         tell(f"-- {shown} --")
+        if ended:
+            problem = f"the control program of {system.system} has been restarted, and the tap has ended with it"
+            raise CommandError(problem, f"go on with: retinue tap {edge}")
 
 
 def _create(file: str, system: str, edge: str) -> "Writer":

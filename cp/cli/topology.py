@@ -1,12 +1,13 @@
 """``retinue check`` and ``retinue graph``: what a topology file says, without starting anything."""
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from retinue.cp.cli.command import json_option
+from retinue.cp.cli.command import json_option, selection, state_option, system_option
 from retinue.cp.cli.errors import OK, WRONG_TOPOLOGY, TopologyWrong
-from retinue.cp.cli.output import neutralise, say, to_json
+from retinue.cp.cli.output import Paint, colour_wanted, is_terminal, neutralise, say, to_json, width
 
 if TYPE_CHECKING:
     from retinue.cp.directory import Directory
@@ -37,7 +38,7 @@ def check(file: str, as_json: bool) -> int:
 
 
 @click.command()
-@click.argument("file", type=click.Path())
+@click.argument("file", type=click.Path(), required=False)
 @click.option(
     "--format",
     "form",
@@ -46,17 +47,60 @@ def check(file: str, as_json: bool) -> int:
     show_default=True,
     help="mermaid and dot are for drawing programs.",
 )
+@click.option("--live", is_flag=True, help="The running system, with states and rates; on a terminal until Ctrl-C.")
+@click.option("-d", "--delay", type=click.FloatRange(min=0.1), default=1.0, metavar="S", help="Seconds of a sample.")
+@click.option("-n", "--samples", "count", type=click.IntRange(min=1), metavar="N", help="End after N samples.")
 @json_option("The same as --format json.")
-def graph(file: str, form: str, as_json: bool) -> int:
-    """Print who may talk to whom."""
+@system_option()
+@state_option()
+@click.pass_context
+def graph(
+    ctx: click.Context, file: str | None, form: str, live: bool, delay: float, count: int | None, as_json: bool
+) -> int:
+    """Print who may talk to whom.
+
+    As FILE says; with --live, what the running system does of it.
+
+    \b
+    retinue graph shop.toml --format mermaid
+    retinue graph --live
+    """
+    form = "json" if as_json else form
+    if live:
+        if file is not None or form not in ("text", "json"):
+            raise click.UsageError("--live draws the running system, as text or json", ctx)
+        return _live(ctx, delay, count, form == "json")
+    if file is None:
+        raise click.UsageError("missing argument 'FILE' (or --live)", ctx)
     directory = load_directory(file)
     from retinue.cp.directory import graph as draw
 
-    if as_json or form == "json":
+    if form == "json":
         say(to_json(draw.as_json(directory)))
         return OK
     drawing = {"text": draw.text, "mermaid": draw.mermaid, "dot": draw.dot}[form](directory)
     say(drawing.rstrip("\n"))
+    return OK
+
+
+def _live(ctx: click.Context, delay: float, count: int | None, as_json: bool) -> int:
+    from retinue.cp.cli.picture import picture
+    from retinue.cp.cli.session import converse
+    from retinue.cp.cli.systems import find_system
+    from retinue.cp.cli.top import live_loop, samples
+
+    system = find_system(selection(ctx))
+    paint, room = Paint(colour_wanted(sys.stdout)), width(sys.stdout)
+
+    async def show() -> None:
+        if is_terminal(sys.stdout) and count is None and not as_json:
+            await live_loop(system, delay, lambda rates: picture(rates, paint=paint, room=room))
+            return
+        async for rates in samples(system, delay, count or 1):
+            for line in [to_json(rates, indent=None)] if as_json else picture(rates, paint=paint, room=room):
+                say(line)
+
+    converse(show)
     return OK
 
 

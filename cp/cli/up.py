@@ -36,7 +36,7 @@ def up(ctx: click.Context, file: str, detach: bool) -> int:
     name, chosen = directory.system.name, selection(ctx)
     if chosen.named and chosen.system != name:
         raise click.UsageError(f"{file} declares the system {name}, not {chosen.system}", ctx)
-    variables = _secret_variables(file, directory)
+    variables = secret_variables(file, directory)
     places = find_places(chosen.state)
     if places.notice:
         tell(f"retinue: {places.notice}")
@@ -51,7 +51,7 @@ def up(ctx: click.Context, file: str, detach: bool) -> int:
         raise BeingStarted(str(error)) from error
 
 
-def _secret_variables(file: str, directory: "Directory") -> dict[str, bytes]:
+def secret_variables(file: str, directory: "Directory") -> dict[str, bytes]:
     """The variables of the environment that hold secrets. Raises TopologyWrong if a secret is missing anywhere."""
     from retinue.cp.cli.topology import told
     from retinue.cp.directory import DirectoryErrors

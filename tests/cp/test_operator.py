@@ -1,5 +1,6 @@
 """What may be asked over a path to the control program, and what happens to it when the asker misbehaves."""
 
+import os
 import pathlib
 from collections.abc import AsyncIterator
 from typing import Any, cast
@@ -8,11 +9,26 @@ import pytest
 import trio
 import trio.testing
 
-from retinue.cp import directory, operator
+from retinue.cp import directory
+from retinue.cp.declaration import Declaration
 from retinue.cp.host.interface import Host
-from retinue.cp.operator import ALL, LOOK, MOST_FOLLOWERS, READ, OperatorPath
+from retinue.cp.operator import ALL, LOOK, READ, OperatorPath
+from retinue.cp.reception import RETURN_LIMIT, Reception
+from retinue.cp.requests import following
+from retinue.cp.requests.following import MOST_FOLLOWERS
+from retinue.cp.secrets import hand_over
 from retinue.cp.system import ControlProgram
-from retinue.pipes import AccessDenied, Path, PathSevered, Rejected, memory_pair, open_path
+from retinue.pipes import (
+    AccessDenied,
+    Path,
+    PathSevered,
+    Rejected,
+    SocketTransport,
+    memory_pair,
+    open_path,
+    socket_pair,
+)
+from retinue.pipes.message import close_all
 
 TOPOLOGY = """
 [system]
@@ -50,7 +66,8 @@ async def bench(tmp_path: pathlib.Path) -> AsyncIterator[Bench]:
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             no_host = cast(Host, None)  # nothing is started, so nothing is asked of it
-            cp = ControlProgram(directory.load(tmp_path / "test.toml"), no_host, tmp_path, nursery)
+            declared = Declaration(directory.load(tmp_path / "test.toml"))
+            cp = ControlProgram(declared, no_host, tmp_path, nursery)
             nursery.start_soon(cp.switchboard.watch)
             await trio.testing.wait_all_tasks_blocked()
             yield Bench(cp, nursery)
@@ -76,6 +93,22 @@ async def bench(tmp_path: pathlib.Path) -> AsyncIterator[Bench]:
         (["follow", {"after": "1"}], "bad-arguments"),
         (["follow", {"machine": "x" * 5000}], "unknown-machine"),
         (["down", {"force": 1}], "bad-arguments"),
+        (["why", {}], "unknown-machine"),
+        (["why", {"machine": "../DESK"}], "unknown-machine"),
+        (["why", {"machine": "DESK", "count": "1"}], "bad-arguments"),
+        (["explain", {"from": "DESK"}], "unknown-machine"),
+        (["explain", {"from": "X" * 5000, "to": "DESK"}], "unknown-machine"),
+        (["events", {"machine": "NOBODY"}], "unknown-machine"),
+        (["events", {"follow": 1}], "bad-arguments"),
+        (["start", {}], "unknown-machine"),
+        (["restart", {"machine": "desk"}], "unknown-machine"),
+        (["plan", {"path": "relative.toml"}], "bad-arguments"),
+        (["plan", {"path": "/nowhere/it.toml"}], "bad-topology"),
+        (["apply", {"path": ""}], "bad-arguments"),
+        (["set", {"machine": "DESK", "settings": {}}], "bad-arguments"),
+        (["set", {"machine": "DESK", "settings": {b"share": 2}}], "bad-arguments"),
+        (["set", {"machine": "DESK", "settings": [1]}], "bad-arguments"),
+        (["top", {"after": 1.5}], "bad-arguments"),
     ],
 )
 async def test_request_that_is_none_is_refused(bench: Bench, body: Any, code: str) -> None:
@@ -87,7 +120,10 @@ async def test_request_that_is_none_is_refused(bench: Bench, body: Any, code: st
     assert (await path.call(["ps", {}]))["system"] == "TEST"
 
 
-@pytest.mark.parametrize(("allowed", "verb"), [(LOOK, "logs"), (LOOK, "down"), (READ, "ps"), (READ, "detach")])
+@pytest.mark.parametrize(
+    ("allowed", "verb"),
+    [(LOOK, "logs"), (LOOK, "down"), (READ, "ps"), (READ, "detach"), (LOOK, "why"), (LOOK, "set"), (READ, "attend")],
+)
 async def test_verb_that_is_not_allowed(bench: Bench, allowed: frozenset[str], verb: str) -> None:
     """A machine may do with its edge what that edge is for."""
     path = await bench.path(allowed)
@@ -107,7 +143,7 @@ async def test_logs_of_any_count(bench: Bench, count: int) -> None:
 
 async def test_logs_fit_one_message(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long the records are: the newest of them."""
-    monkeypatch.setattr(operator, "ANSWER_ROOM", 100_000)
+    monkeypatch.setattr(following, "ANSWER_ROOM", 100_000)
     for number in range(20):
         bench.cp.syslog.write(5, f"{number} " + "x" * 30_000)
     path = await bench.path()
@@ -185,11 +221,12 @@ async def test_bug_in_a_verb_is_a_record_and_not_the_end(bench: Bench) -> None:
 
 async def test_mistakes_that_a_program_tells_are_checked(bench: Bench) -> None:
     """They come from inside a machine."""
-    good = bench.cp.misfit("DESK", {"keys": ["a", 1], "text": "wrong"})
+    desk = bench.cp.topology.machine("DESK")
+    good = bench.cp.misfit(desk, {"keys": ["a", 1], "text": "wrong"})
     assert str(good) == "test.toml:5: [machines.DESK] config.a.1: wrong"
     for forged in (None, 5, {}, {"keys": 5, "text": "x"}, {"keys": [], "text": 5}):
-        assert "cannot be read" in bench.cp.misfit("DESK", forged).text
-    assert bench.cp.misfit("DESK", {"keys": [[], None, 1.5, "a"], "text": ""}).keys == ("a",)
+        assert "cannot be read" in bench.cp.misfit(desk, forged).text
+    assert bench.cp.misfit(desk, {"keys": [[], None, 1.5, "a"], "text": ""}).keys == ("a",)
 
 
 async def test_path_that_breaks_the_protocol_is_severed(bench: Bench) -> None:
@@ -199,3 +236,164 @@ async def test_path_that_breaks_the_protocol_is_severed(bench: Bench) -> None:
     with pytest.raises(PathSevered, match="violation"):
         await path.call(["ps", {}])
     assert (await (await bench.path()).call(["ps", {}]))["state"] == "STARTING"
+
+
+async def test_looking_verbs_answer_a_machine_with_an_edge_to_cp(bench: Bench) -> None:
+    """What goes on, who may reach whom and what happened; the log lines in a certificate are not for everybody."""
+    path = await bench.path(LOOK)
+    sample = await path.call(["top", {"after": 0}])
+    (machine,) = sample["machines"]
+    assert (machine["name"], machine["cpu_s"], machine["records"]) == ("DESK", None, 0)
+    assert (sample["edges"], sample["seq"]) == ([], bench.cp.syslog.last)
+    found = await path.call(["explain", {"from": "DESK", "to": "*LOG"}])
+    assert (found["system"], found["allowed"], found["missing"]["text"]) == ("TEST", False, 'uses.log = "*LOG"')
+    assert (await path.call(["events", {}]))["events"] == []
+
+
+async def test_events_are_records_of_the_control_program(bench: Bench) -> None:
+    """Those of a machine or of all; not what a machine writes, and not other remarks; each with its number."""
+    cp = bench.cp
+    cp.announce("DESK", 1, "STARTING", "DEFINED", None)
+    cp.syslog.write(5, "a remark", fields={"event": "x"})
+    cp.syslog.write(5, "forged", machine="DESK", fields={"event": "READY", "of": "DESK"})
+    cp.announce("DESK", 1, "ABEND", "STARTING", "exit status 1: no such luck")
+    cp.announce(None, None, "READY", "STARTING", None)
+    path = await bench.path()
+    events = (await path.call(["events", {}]))["events"]
+    assert [(each["seq"], each["machine"], each["state"]) for each in events] == [
+        (1, "DESK", "STARTING"),
+        (4, "DESK", "ABEND"),
+        (5, None, "READY"),
+    ]
+    assert events[1]["cause"] == "exit status 1: no such luck"
+    assert events[0]["cause"] is None
+    for arguments, seqs in (
+        ({"machine": "DESK"}, [1, 4]),
+        ({"count": 1}, [5]),
+        ({"after": 4}, [5]),
+        ({"count": 0}, []),
+    ):
+        assert [each["seq"] for each in (await path.call(["events", arguments]))["events"]] == seqs
+    await path.call(["events", {"follow": True, "after": 1, "machine": "DESK"}])
+    cp.announce("DESK", 2, "STARTING", "ABEND", None)
+    got = [(await path.receive()).body for _ in range(2)]
+    assert [(kind, event["seq"], event["state"]) for kind, event in got] == [
+        ("event", 4, "ABEND"),
+        ("event", 6, "STARTING"),
+    ]
+
+
+async def test_follower_is_told_what_is_not_in_memory_any_more(bench: Bench) -> None:
+    """Exactly how many records, where they are missing; as when it comes back after a long time."""
+    for number in range(1, 50):
+        bench.cp.syslog.write(5, f"{number} " + "x" * 60_000)
+    path = await bench.path()
+    await path.call(["follow", {"after": 0}])
+    lost, told = 0, 0
+    while lost + told < 49:
+        kind, content = (await path.receive()).body
+        lost, told = (lost + content["count"], told) if kind == "lost" else (lost, told + 1)
+    assert lost > 0
+    assert content["seq"] == 49
+
+
+async def test_certificates_are_told_by_their_newest(bench: Bench) -> None:
+    path = await bench.path()
+    assert (await path.call(["why", {"machine": "DESK"}]))["certificates"] == []
+    for generation in (1, 2):
+        bench.cp.certificates.issue(machine="DESK", generation=generation, cause="exit", text="exit status 1")
+    bench.cp.certificates.issue(machine="GONE", generation=1, cause="asked", text="asked to stop")
+    answer = await path.call(["why", {"machine": "DESK"}])
+    assert [each["generation"] for each in answer["certificates"]] == [2]
+    assert [each["state"] for each in answer["machines"]] == ["DEFINED"]
+    answer = await path.call(["why", {"machine": "DESK", "count": 2**40}])
+    assert [each["generation"] for each in answer["certificates"]] == [2, 1]
+    # Of a machine that is no part of the system any more.
+    assert len((await path.call(["why", {"machine": "GONE"}]))["certificates"]) == 1
+
+
+async def test_what_was_ordered_is_carried_out_though_nobody_waits(bench: Bench) -> None:
+    """Its result and its error go to who waits; what fails when nobody does is a record."""
+    reception, go, done = bench.cp.reception, trio.Event(), []
+
+    async def order() -> str:
+        await go.wait()
+        done.append(1)
+        return "done"
+
+    async def failing() -> None:
+        await go.wait()
+        raise Rejected("impossible", "it cannot be")
+
+    with trio.move_on_after(0) as scope:
+        await reception.carry_out(order)
+    assert scope.cancelled_caught
+    with trio.move_on_after(0):
+        await reception.carry_out(failing)
+    go.set()
+    assert await reception.carry_out(order) == "done"
+    with pytest.raises(Rejected, match="it cannot be"):
+        await reception.carry_out(failing)
+    assert len(done) == 2
+    assert "what was ordered has failed" in bench.cp.syslog.recent(None, 1)[0]["message"]
+
+
+class Console:
+    """A control program that only notes that it was to stop; and its reception."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.attended: list[bool] = []
+        self.stopped: list[str] = []
+        self.reception = Reception(cast(ControlProgram, self), nursery, self.attended.append)
+
+    def stop(self, how: str, text: str) -> None:
+        self.stopped.append(how)
+
+
+async def test_former_console_has_time_to_come_back(autojump_clock: trio.testing.MockClock) -> None:
+    """It learns of it by the end of its path, and attends again by another; or else the system stops."""
+    async with trio.open_nursery() as nursery:
+        console = Console(nursery)
+        ours, theirs = socket_pair()
+        with theirs:
+            await console.reception.expect_console(ours)
+            assert theirs.recv(1) == b""
+        assert (console.stopped, console.reception.attended) == (["console-lost"], False)
+        again = Console(nursery)
+        nursery.start_soon(again.reception.expect_console)
+        await trio.sleep(RETURN_LIMIT - 1)
+        path, _ = memory_pair()
+        again.reception.attend(Path(path))
+        await trio.sleep(RETURN_LIMIT)
+        assert (again.stopped, again.attended, again.reception.attended) == ([], [True], True)
+
+
+async def test_one_path_at_a_time_is_the_console(nursery: trio.Nursery) -> None:
+    """Who attends takes the place of who did; only whoever is the console can detach."""
+    console = Console(nursery)
+    first, second = (Path(memory_pair()[0]) for _ in range(2))
+    console.reception.attend(first)
+    console.reception.attend(second)
+    console.reception.detach(first)
+    assert console.reception.attended
+    console.reception.detach(second)
+    assert console.attended == [True, True, False]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+async def test_variables_of_an_apply_come_in_one_memfd(bench: Bench, count: int, tmp_path: pathlib.Path) -> None:
+    """And are closed, whatever becomes of it."""
+    ours, theirs = socket_pair()
+    async with open_path(SocketTransport(ours)) as path, open_path(SocketTransport(theirs)) as other:
+        bench.nursery.start_soon(OperatorPath(bench.cp, other, ALL, "the test").serve)
+        await path.call(["ps", {}])
+        before = len(os.listdir("/proc/self/fd"))
+        memfds = tuple(hand_over({"KEY": b"value"}) for _ in range(count))
+        try:
+            with pytest.raises(Rejected) as caught:
+                await path.call(["apply", {"path": str(tmp_path / "nowhere.toml")}], descriptors=memfds)
+        finally:
+            close_all(memfds)
+        assert caught.value.code == ("bad-arguments" if count == 2 else "bad-topology")
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(os.listdir("/proc/self/fd")) == before

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import trio
+from tests.cp.cli.control import control_program
 from tests.leaks import count_of
 from tests.systems import LIMIT, Bench, read_until, wait_for
 
@@ -198,7 +199,7 @@ def finish(process: "subprocess.Popen[str]") -> tuple[list[str], str]:
 
 
 def cp_descriptors(bench: Bench) -> int:
-    return count_of(bench.cp_pid())
+    return count_of(control_program(bench))
 
 
 def converse(bench: Bench, what: Callable[[Path], Any]) -> Any:

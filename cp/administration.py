@@ -1,0 +1,271 @@
+"""What an operator may change while the system runs: one machine, or all that a topology file declares otherwise."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import trio
+
+from retinue.cp import directory, replacement
+from retinue.cp.changes import Change, changes
+from retinue.cp.directory import Directory, DirectoryErrors, MachineEntry
+from retinue.cp.directory.secrets import read_values
+from retinue.cp.host import measure
+from retinue.cp.host.interface import SpareFailed, SpareReady
+from retinue.cp.life import Life
+from retinue.cp.states import FINAL
+from retinue.cp.syslog import NOTICE
+from retinue.pipes import PathError, Rejected
+
+if TYPE_CHECKING:
+    from retinue.cp.system import ControlProgram
+
+# Seconds the newly installed code may take to load.
+LOAD_TIME: Final = 30.0
+# Keys of a machine that the host must be told of.
+_BY_HOST: Final = ("storage", "share", "cpu")
+
+
+class Administration:
+    """Changes to one running system, one after the other."""
+
+    def __init__(self, cp: "ControlProgram", settings: Mapping[str, Mapping[str, Any]]) -> None:
+        self._cp = cp
+        self._changing = trio.Lock()
+        self._spare: SpareReady | SpareFailed | None = None
+        self._spare_told = trio.Event()
+        self.settings = {machine: dict(keys) for machine, keys in settings.items()}
+        """What ``set`` has changed, by machine and key, as a topology file would say it."""
+
+    # -- one machine ---------------------------------------------------------------------------------------------------
+
+    def _named(self, name: str) -> list[Life]:
+        """The machine of that name, or all its instances."""
+        found = [life for life in self._cp.lives.values() if name in (life.name, life.base)]
+        if not found:
+            raise Rejected("unknown-machine", f"there is no machine {name[:64]!r}", list(self._cp.lives))
+        return found
+
+    async def start(self, name: str) -> None:
+        """Start a machine that does not run; returns when it is ready. Rejected ``not-ready`` when it will not be."""
+        for life in self._named(name):
+            self._cp.supervision.renew(life)
+            life.ask_to_start()
+        for life in self._named(name):
+            if not await life.wait_usable():
+                raise Rejected("not-ready", f"{life.name} is {life.state.value}: {life.cause}")
+
+    async def stop(self, name: str) -> None:
+        """Stop a machine in order, until it is started again; returns when it has ended."""
+        for life in self._named(name):
+            life.held = True
+            life.ask_to_stop()
+        for life in self._named(name):
+            await life.wait_for(lambda state: state in FINAL)
+
+    async def restart(self, name: str) -> None:
+        """Stop and start it, without a message lost; returns when it is ready."""
+        async with self._changing:
+            for life in self._named(name):
+                self._cp.supervision.renew(life)
+                await replacement.restart(life)
+
+    async def replace(self, name: str) -> dict[str, Any]:
+        """Put a successor with the present code in its place. Rejected ``not-replaced`` when it does not work."""
+        async with self._changing:
+            replaced = {}
+            for life in self._named(name):
+                before = life.generation
+                overlap = await self._replace(life, life.entry)
+                about = {"from": before, "to": life.generation, "overlap": overlap}
+                replaced[life.name] = about
+            return {"replaced": replaced}
+
+    async def _replace(self, life: Life, entry: MachineEntry) -> bool:
+        overlap = entry.replace == "overlap" and self._has_room(life)
+        if entry.replace == "overlap" and not overlap:
+            text = f"there is no room for two of {life.name}: its successor starts when it has ended"
+            self._cp.syslog.write(NOTICE, text)
+        self._cp.supervision.renew(life)
+        await replacement.replace(life, entry, overlap=overlap)
+        return overlap
+
+    def _has_room(self, life: Life) -> bool:
+        """Whether the system's storage holds a successor beside it, which will need as much as it does."""
+        if (most := self._cp.topology.system.storage) is None:
+            return True
+        resident = {each.name: measure.resident(each.pid) or 0 for each in self._cp.lives.values()}
+        return sum(resident.values()) + resident[life.name] <= most
+
+    # -- settings ------------------------------------------------------------------------------------------------------
+
+    async def set(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Change settings of a machine, as a topology file would say them, until a file is applied or the system ends.
+
+        Rejected ``bad-settings`` when they are no settings, ``impossible`` when they need another process.
+        """
+        async with self._changing:
+            lives = self._named(name)
+            base = lives[0].base
+            wanted = {**self.settings.get(base, {}), **settings}
+            after = self._load(self._cp.topology.path, {**self.settings, base: wanted}, text=self._cp.topology.text)
+            found = self._changes(after)
+            if unfit := [change for change in found if change.kind != "set"]:
+                why = "; ".join(unfit[0].why)
+                cure = f"change the topology file and say: retinue apply {self._cp.topology.path.name}"
+                raise Rejected("impossible", f"{why} cannot be set while {base} runs ({cure})")
+            self.settings[base] = wanted
+            self._declare(after)
+            return {"changed": [await self._change(change, after) for change in found]}
+
+    def _set(self, life: Life, entry: MachineEntry) -> bool:
+        """Take over what needs no other process; False: the host cannot, and nothing is changed."""
+        told = {key: getattr(entry, key) for key in _BY_HOST if getattr(entry, key) != getattr(life.entry, key)}
+        largest = max(each.share for each in self._cp.topology.machines)
+        why = (
+            self._cp.host.set_limits(life.name, life.generation, **told, largest_share=largest)
+            if told and life.pid
+            else ""
+        )
+        if why:
+            text = f"{', '.join(told)} of {life.name} cannot be changed in place: {why}"
+            self._cp.syslog.write(NOTICE, text, fields={"of": life.name})
+            return False
+        life.redefine(entry)
+        return True
+
+    # -- everything ----------------------------------------------------------------------------------------------------
+
+    def plan(self, path: str) -> tuple[Change, ...]:
+        """What :meth:`apply` would change. Rejected ``bad-topology`` with every mistake in the file."""
+        return self._changes(self._load(pathlib.Path(path), {}))
+
+    def _changes(self, after: Directory) -> tuple[Change, ...]:
+        hide = self._cp.secrets.hide
+        found = changes(self._cp.topology, after)
+        return tuple(attrs.evolve(change, why=tuple(map(hide, change.why))) for change in found)
+
+    def _load(
+        self, path: pathlib.Path, settings: Mapping[str, Mapping[str, Any]], text: str | None = None
+    ) -> Directory:
+        try:
+            return directory.load(path, settings=settings, text=text)
+        except DirectoryErrors as exc:
+            raise Rejected("bad-topology", str(exc), [str(error) for error in exc.errors]) from None
+
+    async def apply(self, path: str, variables: Mapping[str, bytes]) -> dict[str, Any]:
+        """Make the running system what a topology file declares; machines that it declares as before are not touched.
+
+        Rejected ``impossible`` when a change needs the system to be started anew: then nothing is changed. A change
+        that fails is undone, and told as ``failed``; those that do not depend on it go on.
+        """
+        async with self._changing:
+            after = self._load(pathlib.Path(path), {})
+            found = self._changes(after)
+            if impossible := [change for change in found if change.kind == "impossible"]:
+                texts = ["; ".join(change.why) for change in impossible]
+                raise Rejected("impossible", f"{texts[0]}: take the system down and start it with the new file", texts)
+            try:
+                values = read_values(after, variables, str(after.path))
+            except DirectoryErrors as exc:
+                raise Rejected("bad-topology", str(exc), [str(error) for error in exc.errors]) from None
+            before = self._cp.topology
+            self.settings.clear()
+            self._cp.secrets.declare(values)
+            self._declare(after)
+            done = [await self._change(change, after) for change in found]
+            failed = {each["machine"] for each in done if each["failed"]}
+            if failed:
+                self._declare(_mixed(before, after, failed))
+            return {"changed": done}
+
+    def _declare(self, topology: Directory) -> None:
+        """From now on this is what the system should be."""
+        self._cp.declare(topology)
+
+    async def _change(self, change: Change, after: Directory) -> dict[str, Any]:
+        about: dict[str, Any] = {**change.as_dict(), "failed": None, "how": None}
+        try:
+            about["how"] = await self._carry_out(change, after)
+        except Rejected as exc:
+            about["failed"] = exc.text
+        except PathError as exc:
+            about["failed"] = str(exc)
+        except OSError as exc:
+            about["failed"] = f"{exc.filename}: {exc.strerror}"
+        return about
+
+    async def _carry_out(self, change: Change, after: Directory) -> str:
+        """What was done in the end: not everything that should change in place can."""
+        entries = {entry.name: entry for entry in after.expanded().machines}
+        how = change.kind
+        if change.kind == "system" or not change.machine:
+            return how
+        if change.kind == "add":
+            life = self._cp.live(entries[change.machine])
+            await life.wait_until(lambda: life.ready or life.hopeless or life.entry.start == "on-demand")
+            if life.hopeless:
+                raise Rejected("not-ready", f"{life.name} is {life.state.value}: {life.cause}")
+            return how
+        for life in self._named(change.machine):
+            if change.kind == "remove":
+                life.ask_to_stop()
+                await life.wait_for(lambda state: state in FINAL)
+                self._cp.remove(life)
+                continue
+            entry = entries[life.name]
+            in_place = change.kind == "set" or (change.kind == "reload" and await self._reload(life, entry))
+            if not in_place or not self._set(life, entry):
+                await self._replace(life, entry)
+                how = "replace"
+        return how
+
+    async def _reload(self, life: Life, entry: MachineEntry) -> bool:
+        """Whether a machine that runs has taken its new config. Rejected when it is wrong."""
+        if not life.ready or life.current is None:
+            return False
+        try:
+            await life.current.ask("reload", {"config": entry.config})
+        except Rejected as exc:
+            if exc.code == "bad-config" and type(exc.detail) is list:
+                misfits = [str(self._cp.misfit(entry, mistake)) for mistake in exc.detail]
+                raise Rejected("bad-config", "\n".join(misfits)) from None
+            return False
+        except PathError:
+            return False
+        return True
+
+    # -- the control program itself ------------------------------------------------------------------------------------
+
+    def spare(self, event: SpareReady | SpareFailed) -> None:
+        """The host tells of the control program that is to go on."""
+        self._spare = event
+        self._spare_told.set()
+
+    async def upgrade(self) -> None:
+        """Hand over to a control program with the code that is installed now; no machine notices.
+
+        Rejected ``not-upgraded`` when it cannot be loaded: then this one stays.
+        """
+        async with self._changing:
+            self._spare_told = trio.Event()
+            self._cp.host.spare()
+            with trio.move_on_after(LOAD_TIME) as limit:
+                await self._spare_told.wait()
+            if limit.cancelled_caught:
+                raise Rejected("not-upgraded", f"the new code did not load within {LOAD_TIME:.0f} s")
+            if isinstance(self._spare, SpareFailed):
+                raise Rejected("not-upgraded", f"the new code cannot be loaded: {self._spare.text}")
+            self._cp.syslog.write(NOTICE, f"control program {os.getpid()} hands over to newly installed code")
+            self._cp.switchboard.leave()
+            self._cp.host.hand_over()
+
+
+def _mixed(before: Directory, after: Directory, failed: set[str | None]) -> Directory:
+    """What the system is when some changes have failed: those machines as they were."""
+    old = {entry.name: entry for entry in before.machines}
+    names = {name.partition("@")[0] for name in failed if name is not None}
+    machines = [old.get(entry.name, entry) if entry.name in names else entry for entry in after.machines]
+    return attrs.evolve(after, machines=tuple(machines))

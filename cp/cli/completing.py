@@ -1,0 +1,68 @@
+"""Names for the shell's completion, from the running system. Nothing here ever fails: it must not print errors."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import click
+
+from retinue.cp.cli.command import selection
+from retinue.cp.cli.systems import find_system
+
+Completer = Callable[[click.Context, click.Parameter, str], list[str]]
+
+# What may be set while a machine runs.
+SETTINGS: Final = (
+    *("share", "cpu", "storage", "restart", "restarts", "pause", "watchdog", "grace", "idle", "essential"),
+)
+
+
+def _machines(ctx: click.Context) -> list[dict[str, Any]]:
+    system = find_system(selection(ctx))
+    from retinue.cp.cli.session import converse, request
+
+    found: list[dict[str, Any]] = converse(partial(request, system, "ps", within=2.0))["machines"]
+    return found
+
+
+def complete_machines(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The machines."""
+    try:
+        names = [str(machine["name"]) for machine in _machines(ctx)]
+    except Exception:
+        return []
+    return [name for name in names if name.startswith(incomplete.upper())]
+
+
+def complete_dead(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The machines, and those that have certificates; of a system that has ended these alone."""
+    found = complete_machines(ctx, param, incomplete)
+    try:
+        from retinue.cp.certificates import kept_names
+        from retinue.cp.cli.why import state_folder
+
+        kept = kept_names(state_folder(selection(ctx)))
+    except Exception:
+        kept = []
+    return [*found, *(name for name in kept if name not in found and name.startswith(incomplete.upper()))]
+
+
+def complete_targets(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The machines and the star services."""
+    stars = [name for name in ("*CP", "*LOG") if name.startswith(incomplete.upper())]
+    return [*complete_machines(ctx, param, incomplete), *stars]
+
+
+def complete_edges(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The edges that can be tapped."""
+    try:
+        machines = _machines(ctx)
+        names = [f"{each['name']}.{edge['name']}" for each in machines for edge in each["uses"] if edge["to"][0] != "*"]
+    except Exception:
+        return []
+    return [name for name in names if name.casefold().startswith(incomplete.casefold())]
+
+
+def complete_settings(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """What may be set, each up to its ``=``."""
+    return [f"{key}=" for key in SETTINGS if key.startswith(incomplete)]

@@ -1,0 +1,44 @@
+"""When a machine that is started on demand may rest again."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from retinue.pipes import PathError
+
+if TYPE_CHECKING:
+    from retinue.cp.incarnation import Incarnation
+
+# Times that it is asked while ``idle`` passes.
+LOOKS: Final = 4
+
+
+async def until_idle(incarnation: "Incarnation", idle: float, rest: Callable[["Incarnation", str], None]) -> None:
+    """Call ``rest`` when no message has passed for ``idle`` seconds and none waits for an answer."""
+    before, since = None, trio.current_time()
+    while incarnation.ready:
+        await trio.sleep(idle / LOOKS)
+        try:
+            passed = _passed(await incarnation.ask("meters"))
+        except PathError:
+            continue
+        if passed is None or passed != before:
+            before, since = passed, trio.current_time()
+        elif trio.current_time() - since >= idle:
+            rest(incarnation, f"nobody has asked it anything for {idle:g} s")
+            return
+
+
+def _passed(untrusted: Any) -> tuple[int, ...] | None:
+    """How many messages have passed along the edges; None while some have no answer."""
+    counts: list[int] = []
+    match untrusted:
+        case {"uses": dict(uses), "serves": dict(serves)}:
+            for meter in (*uses.values(), *serves.values()):
+                match meter:
+                    case {"sent": int(sent), "received": int(received), "outstanding": int(outstanding)}:
+                        if outstanding:
+                            return None
+                        counts += [sent, received]
+    return tuple(counts)
