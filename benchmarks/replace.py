@@ -1,8 +1,8 @@
 """Whether clients of ``examples/web`` notice that machines are replaced, killed, or lose their control program.
 
 ``python benchmarks/replace.py [--json]`` loads the example with wrk and meanwhile replaces the application and HTTPD a
-hundred times each; kills each of them every 2 s for a minute; and kills the control program every 5 s for a minute. Each
-is compared with undisturbed runs just before and after it. ``--only NAME`` runs one of these.
+hundred times each; kills each of them every 2 s for a minute; and kills the control program every 5 s for a minute.
+Each is compared with undisturbed runs just before and after it. ``--only NAME`` runs one of these.
 """
 
 import sys
@@ -14,6 +14,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import argparse
+import contextlib
 import functools
 import statistics
 import tempfile
@@ -127,13 +128,13 @@ PARTS: Final[dict[str, Part]] = {
 def measure(names: list[str], course: Course) -> list[Result]:
     """Run the parts, one after the other, on one system."""
     results: list[Result] = []
-    with tempfile.TemporaryDirectory(prefix="retinue-bench-") as folder:
-        with web.running(Path(folder) / "web", access_log=False) as system:
-            runtime = Path(folder) / "web" / "state" / "run"
-            trio.run(under_load, system, 1.0, None, 0.0)
-            for name in names:
-                progress(f"{name}: begins")
-                results += trio.run(PARTS[name], system, runtime, course)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="retinue-bench-"))) / "web"
+        system = stack.enter_context(web.running(folder, access_log=False))
+        trio.run(under_load, system, 1.0, None, 0.0)
+        for name in names:
+            progress(f"{name}: begins")
+            results += trio.run(PARTS[name], system, folder / "state" / "run", course)
     return results
 
 

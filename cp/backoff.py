@@ -14,7 +14,7 @@ class Backoff:
 
     def __init__(self, pause: Pause | float, rng: random.Random | None = None, *, deaths: int = 0) -> None:
         self._pause = pause if isinstance(pause, Pause) else Pause(longest=pause)
-        self._random = rng or random.Random()
+        self._random = rng or random.Random(random.getrandbits(64))
         self.deaths = deaths
 
     def change(self, pause: Pause) -> None:

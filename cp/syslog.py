@@ -319,7 +319,9 @@ class Syslog:
         """The last line of a machine's newest record that is an error or worse."""
         for record in itertools.islice(self.journal.newest(machine), 100):
             if record["generation"] == generation and record["severity"] <= ERROR:
-                return str(record["message"]).rstrip().rpartition("\n")[2][:500]
+                # The lines of a group of exceptions stand in a frame.
+                lines = [line.strip(" |+-") for line in str(record["message"]).splitlines()]
+                return next(filter(None, reversed(lines)), "")[:500]
         return None
 
     @property

@@ -19,6 +19,8 @@ from retinue.cp.campaign.world import NotRecovered, World
 SETTLING: Final = 90.0
 # Seconds between two counts meanwhile.
 COUNT_EVERY: Final = 1.0
+# Counts in a row that must be the same before the campaign begins.
+STEADY: Final = 4
 # Seconds of load before anything is counted: paths are made by the first requests.
 WARM_UP: Final = 2.0
 # Seconds that somebody may be missing to whom a fault can be done.
@@ -102,7 +104,7 @@ class Campaign:
         listed = await world.machines()
         world.declared = frozenset(each.name for each in listed.values() if each.state == "READY")
         await self._warm_up()
-        before = self.count(world)
+        before = await self._steady()
         begun = time.monotonic()
         async with trio.open_nursery() as nursery:
             if self.load is not None:
@@ -137,6 +139,14 @@ class Campaign:
             self.load.begin_anew()
         with trio.move_on_after(SETTLING):
             await self.world.wait_spare()
+
+    async def _steady(self) -> census.Census:
+        """What there is when nothing is under way: the same for a while."""
+        counts = [self.count(self.world)]
+        while counts[-STEADY:] != [counts[-1]] * STEADY:
+            await trio.sleep(COUNT_EVERY / 4)
+            counts.append(self.count(self.world))
+        return counts[-1]
 
     async def _hurt(self, report: Report) -> None:
         rng = random.Random(self.seed)

@@ -84,7 +84,7 @@ async def kill_control_program(world: World, rng: random.Random) -> Done | None:
 
 async def kill_spare(world: World, rng: random.Random) -> Done | None:
     """kill -9 of the control program that waits."""
-    return Done("the spare control program killed") if signal(await world.spare(), signals.SIGKILL) else None
+    return Done("the spare control program killed") if signal(world.spare(), signals.SIGKILL) else None
 
 
 async def kill_both(world: World, rng: random.Random) -> Done | None:

@@ -17,8 +17,10 @@ from retinue.pipes import Path, PathError, Rejected, SocketTransport, open_path
 AT_REST: Final = frozenset({"DORMANT", "STOPPED"})
 # Seconds between two looks at a system that recovers: shorter at first.
 FIRST_LOOK, LONGEST_LOOK = 0.002, 0.05
-# Codes of a control program that is about to end or was just killed.
+# Seconds until a control program that was just killed is asked again.
 _TRY_AGAIN: Final = 0.005
+# What a control program is called in ps while it waits.
+SPARE: Final = "spare"
 
 
 class NotRecovered(Exception):
@@ -102,21 +104,16 @@ class World:
         found: int = (await self.ask("status"))["cp_pid"]
         return found
 
-    async def spare(self) -> int | None:
+    def spare(self) -> int | None:
         """The process id of the control program that waits, if there is one now."""
-        office = await self.control_program()
-        return next((pid for pid in self.control_programs() if pid != office), None)
+        return next((pid for pid, name in self.children().items() if name == SPARE), None)
 
     async def wait_spare(self) -> int:
         """Until a control program waits."""
         while True:
-            if (pid := await self.spare()) is not None:
+            if (pid := self.spare()) is not None:
                 return pid
             await trio.sleep(LONGEST_LOOK)
-
-    def control_programs(self) -> list[int]:
-        """Process ids of the one in office and the one that waits."""
-        return [pid for pid, name in self.children().items() if name.startswith("control-program")]
 
     def children(self) -> dict[int, str]:
         """The nucleus' own children: process id and name."""

@@ -452,9 +452,9 @@ async def main(vm: Machine) -> None:
     for _ in range(20):
         async with trio.open_nursery() as nursery:
             for path in range(-5, 95):
-                nursery.start_soon(ask, ["rebind", {"path": path, "stream": False}])
+                nursery.start_soon(ask, ["rebind", {"path": path, "stream": False, "wanted": True}])
     print("codes", sorted(codes.items()))
-    for body in (["rebind", {}], ["rebind", {"path": "1", "stream": False}], ["rebind", {"path": 1, "stream": 1}]):
+    for body in (["rebind", {}], ["rebind", {"path": "1", "stream": False, "wanted": True}], ["rebind", {"path": 1, "stream": 1, "wanted": True}]):
         codes.clear()
         await ask(body)
         print("malformed", codes)

@@ -61,7 +61,10 @@ class Packets:
             None,
             "x" * 100,
             *(["connect", {"edge": edge, "wait": True}] for edge in ("victim", "cp", "*CP", "OTHER", "", 5)),
-            *(["rebind", {"path": path, "stream": rng.choice((True, False, 1))}] for path in range(-1, 9)),
+            *(
+                ["rebind", {"path": path, "stream": rng.choice((True, False, 1)), "wanted": True}]
+                for path in range(-1, 9)
+            ),
             *([verb, {}] for verb in ("ready", "ps", "connect", "what")),
             ["follow", {"events": True, "after": 0}],
             ["logs", {"count": 5}],
@@ -280,7 +283,7 @@ class Hostile:
             ["connect", {"edge": "victim", "wait": True}],
             ["connect", {"edge": "cp", "wait": True}],
             ["connect", {"edge": "nothing", "wait": True}],
-            ["rebind", {"path": 1, "stream": False}],
+            ["rebind", {"path": 1, "stream": False, "wanted": True}],
             ["what", {}],
         )
         with trio.move_on_after(seconds):

@@ -272,7 +272,7 @@ def deep(levels: int) -> Any:
 @pytest.mark.parametrize(
     "body",
     [
-        object(),
+        pytest.param(object(), id="an object"),
         {1, 2},
         2**64,
         -(2**63) - 1,

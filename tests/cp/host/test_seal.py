@@ -321,7 +321,7 @@ async def test_core_dump_of_a_machine_would_hold_nothing(start: Start) -> None:
     system = await start(network=True)
     with trio.fail_after(PATIENCE):
         for network in (False, True):
-            machine = await spawn(system, network=network)
+            machine = await spawn(system, "NETWORK" if network else "SEALED", network=network)
             assert int(core_filter_of(machine.pid), 16) == 0
 
 

@@ -88,9 +88,9 @@ def _enter_asks() -> None:
         "ready-with-more": (["ready", {"machine": "OTHER"}], ("unknown-verb",)),
         "no-verb": (None, ("unknown-verb",)),
         "deep-body": (_deep(200), ("unknown-verb", "violation")),
-        "rebind-of-what-is-no-number": (["rebind", {"path": "1", "stream": False}], ("unknown-verb",)),
-        "rebind-of-a-huge-number": (["rebind", {"path": 2**63 - 1, "stream": False}], ("lost",)),
-        "rebind-of-a-negative-number": (["rebind", {"path": -1, "stream": False}], ("lost",)),
+        "rebind-of-what-is-no-number": (["rebind", {"path": "1", "stream": False, "wanted": True}], ("unknown-verb",)),
+        "rebind-of-a-huge-number": (["rebind", {"path": 2**63 - 1, "stream": False, "wanted": True}], ("lost",)),
+        "rebind-of-a-negative-number": (["rebind", {"path": -1, "stream": False, "wanted": True}], ("lost",)),
     }
     for name, (body, codes) in asks.items():
 
@@ -119,7 +119,7 @@ async def _guess(vm: Machine[Any], _: World) -> object:
     answers: set[str] = set()
     for number in range(200):
         try:
-            return await _ask(vm, ["rebind", {"path": number, "stream": False}])
+            return await _ask(vm, ["rebind", {"path": number, "stream": False, "wanted": True}])
         except Rejected as exc:
             answers.add(f"{exc.code}: {exc.text}")
     answers.discard("violation: PRISONER asked for a path that has not ended")
