@@ -79,7 +79,7 @@ def replacing(runtime: pathlib.Path, machine: str) -> Disturb:
 
 
 def killing(runtime: pathlib.Path, machine: str) -> Disturb:
-    """kill -9 of a machine; the seconds until another process of it is ready."""
+    """kill -9 of a machine; the seconds from the detection of its death until another process of it is ready."""
 
     async def disturb() -> float | None:
         async with operator(runtime) as path:
@@ -88,10 +88,12 @@ def killing(runtime: pathlib.Path, machine: str) -> Disturb:
                 return None
             async with events(path) as arrived:
                 os.kill(before["pid"], signal.SIGKILL)
-                begun = time.perf_counter()
+                detected = 0.0
                 async for event in arrived:
-                    if event["machine"] == machine and event["state"] == "READY":
-                        return time.perf_counter() - begun
+                    if event["machine"] == machine and event["state"] == "ABEND":
+                        detected = event["time"]
+                    elif event["machine"] == machine and event["state"] == "READY":
+                        return float(event["time"] - detected)
         return None
 
     return disturb

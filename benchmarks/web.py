@@ -21,8 +21,8 @@ _ADDRESS: Final = "127.0.0.1:8080"
 _ROUTES: Final = "config.routes ="
 # Machines that a measurement kills every few seconds: the pauses of the example, up to 10 s, would be what is
 # measured.
-_KILLED: Final = ("[machines.HTTPD]\n", "[machines.SHOP]\n")
-_PAUSE: Final = 'pause = { first = "10ms", factor = 1, longest = "20ms" }\n'
+_KILLED: Final = ("[machines.HTTPD]\n", "[machines.SHOP]\n", "[machines.COUNT]\n")
+_PAUSE: Final = 'pause = "0s"\n'
 
 
 @attrs.frozen
@@ -66,7 +66,7 @@ def answers(port: int, path: str = ASGI) -> bool:
 
 
 def topology(text: str, port: int, *, access_log: bool) -> str:
-    """The example's topology with another port, hardly a pause after deaths, and HTTPD's access log on or off."""
+    """The example's topology with another port, no pause after deaths, and HTTPD's access log on or off."""
     if not all(part in text for part in (_ADDRESS, _ROUTES, *_KILLED)):
         raise ValueError("examples/web/web.toml has changed: its address, its machines or HTTPD's routes are not found")
     for part in _KILLED:

@@ -10,13 +10,14 @@ import trio
 
 from retinue.cp import directory, replacement
 from retinue.cp.changes import Change, changes
+from retinue.cp.declaration import Declaration, Origin, assembled, mixed
 from retinue.cp.directory import Directory, DirectoryErrors, MachineEntry
 from retinue.cp.directory.secrets import read_values
 from retinue.cp.host import measure
 from retinue.cp.host.interface import SpareFailed, SpareReady
 from retinue.cp.life import Life
 from retinue.cp.states import FINAL
-from retinue.cp.syslog import NOTICE
+from retinue.cp.syslog import ERROR, NOTICE
 from retinue.pipes import PathError, Rejected
 
 if TYPE_CHECKING:
@@ -31,15 +32,23 @@ _BY_HOST: Final = ("storage", "share", "cpu")
 class Administration:
     """Changes to one running system, one after the other."""
 
-    def __init__(self, cp: "ControlProgram", settings: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, cp: "ControlProgram", declared: Declaration) -> None:
         self._cp = cp
         self._changing = trio.Lock()
         self._spare: SpareReady | SpareFailed | None = None
         self._spare_told = trio.Event()
-        self.settings = {machine: dict(keys) for machine, keys in settings.items()}
+        self.settings = {machine: dict(keys) for machine, keys in declared.settings.items()}
         """What ``set`` has changed, by machine and key, as a topology file would say it."""
+        self.held = dict(declared.held)
+        """Machines that are not what the file says."""
+        self.applying = declared.applying
+        self._unchanged: set[str] = set()  # what could not be changed just now
 
     # -- one machine ---------------------------------------------------------------------------------------------------
+
+    def _check_running(self) -> None:
+        if self._cp.stopping:
+            raise Rejected("stopping", "the system is stopping")
 
     def _named(self, name: str) -> list[Life]:
         """The machine of that name, or all its instances."""
@@ -50,6 +59,7 @@ class Administration:
 
     async def start(self, name: str) -> None:
         """Start a machine that does not run; returns when it is ready. Rejected ``not-ready`` when it will not be."""
+        self._check_running()
         for life in self._named(name):
             self._cp.supervision.renew(life)
             life.ask_to_start()
@@ -68,6 +78,7 @@ class Administration:
     async def restart(self, name: str) -> None:
         """Stop and start it, without a message lost; returns when it is ready."""
         async with self._changing:
+            self._check_running()
             for life in self._named(name):
                 self._cp.supervision.renew(life)
                 await replacement.restart(life)
@@ -75,6 +86,7 @@ class Administration:
     async def replace(self, name: str) -> dict[str, Any]:
         """Put a successor with the present code in its place. Rejected ``not-replaced`` when it does not work."""
         async with self._changing:
+            self._check_running()
             replaced = {}
             for life in self._named(name):
                 before = life.generation
@@ -111,14 +123,25 @@ class Administration:
             base = lives[0].base
             wanted = {**self.settings.get(base, {}), **settings}
             after = self._load(self._cp.topology.path, {**self.settings, base: wanted}, text=self._cp.topology.text)
+            held = self.held | {
+                life.name: attrs.evolve(origin, settings={**origin.settings, base: wanted})
+                for life in lives
+                if (origin := self.held.get(life.name)) is not None
+            }
+            after = self._load_held(after, held)
             found = self._changes(after)
             if unfit := [change for change in found if change.kind != "set"]:
                 why = "; ".join(unfit[0].why)
                 cure = f"change the topology file and say: retinue apply {self._cp.topology.path.name}"
                 raise Rejected("impossible", f"{why} cannot be set while {base} runs ({cure})")
-            self.settings[base] = wanted
-            self._declare(after)
-            return {"changed": [await self._change(change, after) for change in found]}
+            before, kept = self._cp.topology, (dict(self.settings), self.held)
+            self.settings[base], self.held = wanted, held
+            self._declare(after, *kept)
+            done = [await self._change(change, after) for change in found]
+            if done and all(each["failed"] for each in done):
+                self.settings, self.held = kept
+                self._declare(before, *kept)
+            return {"changed": done}
 
     def _set(self, life: Life, entry: MachineEntry) -> bool:
         """Take over what needs no other process; False: the host cannot, and nothing is changed."""
@@ -133,7 +156,7 @@ class Administration:
             text = f"{', '.join(told)} of {life.name} cannot be changed in place: {why}"
             self._cp.syslog.write(NOTICE, text, fields={"of": life.name})
             return False
-        life.redefine(entry)
+        life.set(entry)
         return True
 
     # -- everything ----------------------------------------------------------------------------------------------------
@@ -162,6 +185,7 @@ class Administration:
         that fails is undone, and told as ``failed``; those that do not depend on it go on.
         """
         async with self._changing:
+            self._check_running()
             after = self._load(pathlib.Path(path), {})
             found = self._changes(after)
             if impossible := [change for change in found if change.kind == "impossible"]:
@@ -171,19 +195,72 @@ class Administration:
                 values = read_values(after, variables, str(after.path))
             except DirectoryErrors as exc:
                 raise Rejected("bad-topology", str(exc), [str(error) for error in exc.errors]) from None
-            before = self._cp.topology
-            self.settings.clear()
-            self._cp.secrets.declare(values)
-            self._declare(after)
-            done = [await self._change(change, after) for change in found]
-            failed = {each["machine"] for each in done if each["failed"]}
-            if failed:
-                self._declare(_mixed(before, after, failed))
-            return {"changed": done}
+            present, kept = self._cp.topology, (self.settings, self.held)
+            origin = Origin(str(present.path), present.text, self.settings)
+            entries = {entry.name: entry for entry in present.expanded().machines}
+            held = {each.machine: self.held.get(each.machine, origin) for each in found if each.machine in entries}
+            # Those that are not changed yet may need what they had.
+            old = self._cp.secrets.values
+            both = {name: {**old.get(name, {}), **values.get(name, {})} for name in old.keys() | values.keys()}
+            self.settings, self.held, self.applying = {}, held, True
+            self._cp.secrets.declare(both)
+            self._declare(mixed(after, {name: entries[name] for name in held}), *kept)
+            return await self._carry_on(after, found)
 
-    def _declare(self, topology: Directory) -> None:
-        """From now on this is what the system should be."""
-        self._cp.declare(topology)
+    async def finish(self) -> None:
+        """Go on with what an earlier control program was about to :meth:`apply`."""
+        async with self._changing:
+            file = self._cp.topology.path.name
+            self._cp.syslog.write(NOTICE, f"{file} was being applied, and still is")
+            try:
+                after = self._load(self._cp.topology.path, self.settings, text=self._cp.topology.text)
+                done = (await self._carry_on(after, self._changes(after)))["changed"]
+            except (Rejected, OSError) as exc:
+                self._cp.syslog.write(ERROR, f"{file} cannot be applied: {exc}")
+                return
+            for each in done:
+                if each["failed"]:
+                    self._cp.syslog.write(ERROR, f"{each['machine']} cannot be changed: {each['failed']}")
+
+    async def _carry_on(self, after: Directory, found: tuple[Change, ...]) -> dict[str, Any]:
+        """Change one machine after the other; whatever has been changed is so for the next control program, too."""
+        entries = {entry.name: entry for entry in self._cp.topology.expanded().machines}
+        done = []
+        self._unchanged = set()
+        try:
+            for change in found:
+                about = await self._change(change, after)
+                done.append(about)
+                if about["failed"]:
+                    self._unchanged.add(change.machine)
+                elif change.machine in self.held:
+                    self.held = {name: origin for name, origin in self.held.items() if name != change.machine}
+                    self._cp.declare(mixed(after, {name: entries[name] for name in self.held}))
+        finally:
+            self.applying = False
+            self._cp.declare(mixed(after, {name: entries[name] for name in self.held}))
+        self._tell_instances()
+        return {"changed": done}
+
+    def _tell_instances(self) -> None:
+        """Whoever spreads calls over the machines behind an edge learns how many there are."""
+        for life in self._cp.lives.values():
+            if life.current is not None and life.ready:
+                self._cp.nursery.start_soon(life.current.tell_instances, self._cp.outfit.instances)
+
+    def _declare(self, topology: Directory, settings: dict[str, dict[str, Any]], held: dict[str, Origin]) -> None:
+        """From now on this is what the system should be. Rejected when it cannot be, and is with these as it was."""
+        try:
+            self._cp.declare(topology)
+        except OSError as exc:
+            self.settings, self.held, self.applying = settings, held, False
+            raise Rejected("failed", f"the disk {exc.filename} cannot be made: {exc.strerror}") from None
+
+    def _load_held(self, topology: Directory, held: Mapping[str, Origin]) -> Directory:
+        try:
+            return assembled(topology, held)
+        except DirectoryErrors as exc:
+            raise Rejected("bad-topology", str(exc), [str(error) for error in exc.errors]) from None
 
     async def _change(self, change: Change, after: Directory) -> dict[str, Any]:
         about: dict[str, Any] = {**change.as_dict(), "failed": None, "how": None}
@@ -205,14 +282,19 @@ class Administration:
             return how
         if change.kind == "add":
             life = self._cp.live(entries[change.machine])
-            await life.wait_until(lambda: life.ready or life.hopeless or life.entry.start == "on-demand")
-            if life.hopeless:
+            with trio.move_on_after(replacement.PATIENCE):
+                await life.wait_until(
+                    lambda: life.ready or life.hopeless or life.failed_generation > 0 or life.entry.start == "on-demand"
+                )
+            if not life.ready and life.entry.start != "on-demand":
                 raise Rejected("not-ready", f"{life.name} is {life.state.value}: {life.cause}")
             return how
         for life in self._named(change.machine):
             if change.kind == "remove":
+                if users := [name for name in self._unchanged if self._needs(name, life)]:
+                    raise Rejected("in-use", f"{', '.join(users)} could not be changed, and needs it")
                 life.ask_to_stop()
-                await life.wait_for(lambda state: state in FINAL)
+                await life.wait_gone()
                 self._cp.remove(life)
                 continue
             entry = entries[life.name]
@@ -221,6 +303,13 @@ class Administration:
                 await self._replace(life, entry)
                 how = "replace"
         return how
+
+    def _needs(self, name: str, life: Life) -> bool:
+        """Whether a machine that has kept its definition refers to another one."""
+        user = self._cp.lives.get(name)
+        if user is None or user is life:
+            return False
+        return life.base in {edge.to for edge in user.entry.uses} | {link.machine for link in user.entry.links}
 
     async def _reload(self, life: Life, entry: MachineEntry) -> bool:
         """Whether a machine that runs has taken its new config. Rejected when it is wrong."""
@@ -258,14 +347,7 @@ class Administration:
                 raise Rejected("not-upgraded", f"the new code did not load within {LOAD_TIME:.0f} s")
             if isinstance(self._spare, SpareFailed):
                 raise Rejected("not-upgraded", f"the new code cannot be loaded: {self._spare.text}")
+            await self._cp.certificates.settle()
             self._cp.syslog.write(NOTICE, f"control program {os.getpid()} hands over to newly installed code")
             self._cp.switchboard.leave()
             self._cp.host.hand_over()
-
-
-def _mixed(before: Directory, after: Directory, failed: set[str | None]) -> Directory:
-    """What the system is when some changes have failed: those machines as they were."""
-    old = {entry.name: entry for entry in before.machines}
-    names = {name.partition("@")[0] for name in failed if name is not None}
-    machines = [old.get(entry.name, entry) if entry.name in names else entry for entry in after.machines]
-    return attrs.evolve(after, machines=tuple(machines))

@@ -85,6 +85,8 @@ class Incarnation:
         self.exit: Exit | None = None
         self.leaving: Trouble | None = None
         """What it was asked to end for."""
+        self.placed = False
+        """It is the machine's present process, or was."""
         self._life = life
         self._cp = cp
         self._edges = {edge.name: edge for edge in entry.uses}
@@ -97,6 +99,7 @@ class Incarnation:
         self._adopted: tuple[socket.socket, socket.socket] | None = None
         self._begun = False  # its program runs, and may have paths
         self._watchdog: Watchdog | None = None
+        self._watching = trio.CancelScope()
 
     @classmethod
     def adopt(
@@ -124,6 +127,11 @@ class Incarnation:
             and self._control is not None
             and self._control.severed is None
         )
+
+    @property
+    def reached(self) -> bool:
+        """There is a control path to it."""
+        return self._control is not None
 
     @property
     def ready_for(self) -> float:
@@ -183,9 +191,11 @@ class Incarnation:
         assert self._adopted is not None
         control, log = self._adopted
         ours, theirs = socket_pair()
-        with theirs, control, contextlib.suppress(OSError):  # it is dead: its exit is on its way here
-            send_descriptor(log, CONTROL, theirs.fileno())
-            control.shutdown(socket.SHUT_RDWR)
+        with theirs, control:
+            with contextlib.suppress(OSError):  # it is dead: its exit is on its way here
+                send_descriptor(log, CONTROL, theirs.fileno())
+            with contextlib.suppress(OSError):
+                control.shutdown(socket.SHUT_RDWR)
         return await self._attend(ours, log, self._keep_watch)
 
     async def _attend(self, control: socket.socket, log: socket.socket, task: Callable[[], Awaitable[None]]) -> Death:
@@ -206,6 +216,7 @@ class Incarnation:
                 largest=CONTROL_LARGEST,
             )
             await nursery.start(path.run)
+            self._life.notice()  # one that was adopted can be reached from here on
             nursery.start_soon(partial(path.serve, self._on_message, failed=self._failed))
             nursery.start_soon(task)
             nursery.start_soon(self._end_when_asked)
@@ -289,36 +300,49 @@ class Incarnation:
 
     async def _keep_watch(self) -> None:
         """End the process when it makes no progress any more, with its stacks in the log."""
+        verdict = None
+        while verdict is None:
+            with trio.CancelScope() as self._watching:
+                verdict = await self._until_hung()
+        self.kill(Trouble(Cause.WATCHDOG, f"hung: {verdict}"))
+
+    async def _until_hung(self) -> str:
         if not (limit := self.entry.watchdog):
-            return
+            self._watchdog = None
+            await trio.sleep_forever()
         watchdog = self._watchdog = Watchdog(
             limit, trio.current_time, lambda: self._cp.host.cpu_time(self.name, self.generation)
         )
-        stacks = -1
-        with contextlib.suppress(PathError):  # without beats the time it uses is looked at all the same
-            reply = await self.ask_reply("watch", {"every": watchdog.period})
-            stacks, *more = reply.descriptors or (-1,)
-            close_all(tuple(more))
+        stacks: list[int] = []
         try:
-            while True:
-                await trio.sleep_until(watchdog.next)
-                if (verdict := watchdog.verdict()) is not None:
-                    break
-            self._cp.host.signal(self.name, self.generation, signal.SIGUSR1)
-            with trio.move_on_after(DUMP):
-                await self._exited.wait()
-            self._tell_stacks(stacks, verdict)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._start_heart, watchdog.period, stacks)
+                while True:
+                    await trio.sleep_until(watchdog.next)
+                    if (verdict := watchdog.verdict()) is not None:
+                        break
+                self._cp.host.signal(self.name, self.generation, signal.SIGUSR1)
+                with trio.move_on_after(DUMP):
+                    await self._exited.wait()
+                self._tell_stacks(stacks, verdict)
+                nursery.cancel_scope.cancel()
         finally:
-            if stacks >= 0:
-                os.close(stacks)
-        self.kill(Trouble(Cause.WATCHDOG, f"hung: {verdict}"))
+            close_all(tuple(stacks))
+        return verdict
 
-    def _tell_stacks(self, pipe: int, verdict: str) -> None:
+    async def _start_heart(self, period: float, stacks: list[int]) -> None:
+        # A machine that hangs already does not answer; without beats the time that it uses is looked at all the same.
+        with contextlib.suppress(PathError):
+            reply = await self.ask_reply("watch", {"every": period})
+            stacks += reply.descriptors
+
+    def _tell_stacks(self, pipes: list[int], verdict: str) -> None:
         """Where its threads are, as far as it has not told its log itself."""
         untrusted = b""
-        with contextlib.suppress(OSError):
-            os.set_blocking(pipe, False)
-            untrusted = os.read(pipe, STACKS)
+        for pipe in pipes:
+            with contextlib.suppress(OSError):
+                os.set_blocking(pipe, False)
+                untrusted += os.read(pipe, STACKS)
         text = f"{self.name} is hung: {verdict}"
         if untrusted:
             text += "\n" + untrusted.decode("ascii", "backslashreplace")
@@ -327,6 +351,12 @@ class Incarnation:
     def _beat(self, beat: Beat) -> None:
         if self._watchdog is not None:
             self._watchdog.beat(beat.turns, beat.cpu, beat.stuck)
+
+    def set(self, entry: MachineEntry) -> None:
+        """Go on with a definition that asks for no other process."""
+        if entry.watchdog != self.entry.watchdog:
+            self._watching.cancel()
+        self.entry = entry
 
     # -- end -----------------------------------------------------------------------------------------------------------
 
@@ -419,6 +449,13 @@ class Incarnation:
         """Hand it its end of a path; see :class:`~retinue.cp.switchboard.Target`."""
         arguments = {"path": circuit.ident, "edge": circuit.label, "peer": circuit.origin}
         await self.ask("offer", {**arguments, "limit": min(circuit.edge.limit, wire.MAX_LIMIT)}, (descriptor,))
+
+    async def tell_instances(self, instances: Callable[[str], int]) -> None:
+        """How many machines are behind its edges by now."""
+        with contextlib.suppress(PathError):  # it ends, and its successor is told at its birth
+            for edge in self.entry.uses:
+                if not edge.star:
+                    await self.ask("edge", {"name": edge.name, "instances": instances(edge.to)})
 
     @property
     def overloaded(self) -> bool:

@@ -44,7 +44,9 @@ def inherit(cp: "ControlProgram", restored: Restored, exits: Mapping[tuple[str, 
                 cp.host.signal(machine, generation, signal.SIGKILL)
             cp.host.drop(f"birth/{machine}/{generation}")
             cp.host.drop(f"ready/{machine}/{generation}")
-        if life is not None and (note := restored.kept.get(f"life/{machine}")) is not None:
+        if life is None:
+            cp.host.drop(f"life/{machine}")  # it was being removed
+        elif (note := restored.kept.get(f"life/{machine}")) is not None:
             life.adopt(note.note, chosen, strays)
     for source in cp.syslog.unread():
         heir = cp.lives.get(source.machine)

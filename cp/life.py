@@ -5,21 +5,20 @@ are its :mod:`incarnations <retinue.cp.incarnation>`.
 """
 
 import signal
-from collections.abc import Callable
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from retinue.cp import clock
 from retinue.cp.backoff import Backoff
 from retinue.cp.circuit import Circuit
 from retinue.cp.death import ASKED, Cause, Death, Trouble
 from retinue.cp.directory import MachineEntry
-from retinue.cp.errors import Misfit
 from retinue.cp.host.interface import Exit
 from retinue.cp.incarnation import Incarnation
 from retinue.cp.rest import until_idle
-from retinue.cp.states import FINAL, TABLE, Happening, State
+from retinue.cp.standing import Standing, Wish
+from retinue.cp.states import AT_REST, FINAL, TABLE, Happening, State
 from retinue.cp.syslog import ERROR, INFO
 from retinue.pipes import Rejected
 
@@ -30,124 +29,33 @@ if TYPE_CHECKING:
 GRACE: Final = 10.0
 # Generations a machine may use up before the system has been ready once: somebody waits for it to come up.
 FIRST_TRIES: Final = 3
+# Characters of a cause that the next control program is told: a program may say more than the nucleus keeps.
+CAUSE: Final = 2000
 
 
-class Wish(StrEnum):
-    """What is wanted of a machine."""
-
-    UP = "up"
-    REST = "rest"  # to be started by the first who connects
-    DOWN = "down"
-
-
-class Life:
+class Life(Standing):
     """One machine of a running system. ``entry`` is its definition, which may change while it lives."""
 
     def __init__(self, entry: MachineEntry, cp: "ControlProgram") -> None:
-        self.entry = entry
-        self.name = entry.name
-        self.state = State.DEFINED
-        self.wish = Wish.REST if entry.start == "on-demand" else Wish.UP
-        self.current: Incarnation | None = None
-        self.restarts = 0
-        self.cause: str | None = None  # why it last ended
+        super().__init__(entry)
         self.settled = trio.Event()  # the first incarnation has loaded its program, or failed to
         self._cp = cp
-        self._number = 0  # of the newest generation
         self._successor: Incarnation | None = None  # starts beside the current one
         self._again: trio.Event | None = None  # it ends to be started again, when this is set
         self._trial: MachineEntry | None = None  # what to go back to if the next one does not become ready
         self.trial_failed: str | None = None  # why it was not
         self._follows = False  # it was ended because a target has died
         self._broken: str | None = None  # it ends to be given up
-        self.held = False
-        """An operator has stopped it."""
         self._hurry = False  # somebody asks for it to be started now
-        self._last: Incarnation | None = None
-        self._leaving: list[Incarnation] = []  # those that were replaced and have not ended
         self._strays: set[int] = set()  # generations of an earlier control program that are being ended
-        self._changed = trio.lowlevel.ParkingLot()
+        self._until: float | None = None  # it waits, by clock.stamp()
+        self.failed_generation = 0
+        """The newest that has died before it was ready."""
         self._nursery: trio.Nursery | None = None
         self._backoff = Backoff(entry.backoff)
         self._removed = False
 
-    # -- what it is ----------------------------------------------------------------------------------------------------
-
-    @property
-    def base(self) -> str:
-        """The name by which others use it: that of the topology, also for one of several instances."""
-        return self.entry.base or self.name
-
-    @property
-    def generation(self) -> int:
-        """Of the process that new paths lead to; of the last one if there is none."""
-        return self._number if self.current is None else self.current.generation
-
-    @property
-    def pid(self) -> int | None:
-        """Of the present process."""
-        return None if self.current is None else self.current.pid
-
-    @property
-    def seal(self) -> tuple[str, ...]:
-        """The layers that the present process has."""
-        return () if self.current is None else self.current.seal
-
-    @property
-    def born_at(self) -> float | None:
-        """When the present process was made, by trio's clock."""
-        return None if self.current is None else self.current.born_at
-
-    @property
-    def misfits(self) -> tuple[Misfit, ...]:
-        """What its program found wrong with its config."""
-        return () if self._last is None else self._last.misfits
-
-    @property
-    def ready(self) -> bool:
-        """Whether paths can be made to it now."""
-        return self.current is not None and self.current.ready
-
-    @property
-    def hopeless(self) -> bool:
-        """It is not ready, and nobody wants it to be."""
-        return not self.ready and self.wish is Wish.DOWN
-
     # -- waiting -------------------------------------------------------------------------------------------------------
-
-    def notice(self) -> None:
-        """Something may have changed: whoever waits looks again."""
-        self._changed.unpark_all()
-
-    async def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Until something is so; looks at what is, never at what was."""
-        while not condition():
-            await self._changed.park()
-
-    @property
-    def over(self) -> bool:
-        """It has ended for good, and not because an operator wants to start it again some time."""
-        return self.state in FINAL and not self.held
-
-    async def wait_over(self) -> None:
-        """Until it is :attr:`over`."""
-        await self.wait_until(lambda: self.over)
-
-    async def wait_usable(self) -> bool:
-        """Until it is ready, or it is plain that it will not be; which of the two."""
-        await self.wait_until(lambda: self.ready or self.hopeless)
-        return self.ready
-
-    async def wait_end_of(self, incarnation: Incarnation) -> Death:
-        """Until one of its processes has ended."""
-        await self.wait_until(lambda: incarnation.death is not None)
-        assert incarnation.death is not None
-        return incarnation.death
-
-    async def wait_for(self, condition: Callable[[State], bool]) -> State:
-        """Until the present state fits."""
-        await self.wait_until(lambda: condition(self.state))
-        return self.state
 
     async def wait_ready(self, *, wait: bool) -> None:
         """Until it is READY; Rejected ``broken`` or ``not-ready`` when it will not be (or should not be waited for)."""
@@ -174,7 +82,9 @@ class Life:
 
     def _keep(self) -> None:
         note = {"state": self.state, "wish": self.wish, "generation": self._number, "restarts": self.restarts}
-        self._cp.host.keep(f"life/{self.name}", note | {"cause": self.cause, "held": self.held})
+        note |= {"held": self.held, "again": self._again is not None, "broken": self._broken and self._broken[:CAUSE]}
+        note |= {"deaths": self._backoff.deaths, "until": self._until, "cause": self.cause and self.cause[:CAUSE]}
+        self._cp.host.keep(f"life/{self.name}", note)
 
     def adopt(self, note: dict[str, Any], incarnation: Incarnation | None, strays: set[int]) -> None:
         """Go on where an earlier control program has left off.
@@ -184,21 +94,23 @@ class Life:
         """
         self.state, self.wish = State(note["state"]), Wish(note["wish"])
         self._number, self.restarts, self.cause = note["generation"], note["restarts"], note["cause"]
-        self.held = note["held"]
+        self.held, self._broken, self._until = note["held"], note["broken"], note["until"]
+        self._backoff.deaths = note["deaths"]
         self.settled.set()
         self._strays = strays
         self.current = self._last = incarnation
         if incarnation is not None:
             self.state = State.READY
-            if self.wish is not Wish.UP:
+            if self.wish is not Wish.UP or note["again"]:
                 self.state = State.STOPPING
-                incarnation.leave(ASKED, drain=self.wish is Wish.REST)
-        elif self.state not in FINAL and self.state is not State.DORMANT:
+                incarnation.leave(ASKED, drain=self.wish is not Wish.DOWN, grace=self._cp.grace)
+        elif self.state not in AT_REST and self.state is not State.WAITING:
             self.state = State.ABEND  # whatever was under way begins again
 
     def forget(self) -> None:
         """The machine is no part of the system any more."""
         self._removed = True
+        self.wish = Wish.DOWN
         self._cp.host.drop(f"life/{self.name}")
         self.notice()
 
@@ -213,8 +125,10 @@ class Life:
                 self._begin_to_rest(self.current)
             while not self._removed:
                 if self.current is None:
-                    await self._until_wanted()
                     await self.wait_until(lambda: not self._strays)
+                    if self.state is State.WAITING:
+                        await self._pass_pause()
+                    await self._until_wanted()
                     if self._removed:
                         break
                     self._start(nursery)
@@ -237,13 +151,16 @@ class Life:
             incarnation = self._next(self.entry)
             nursery.start_soon(incarnation.run)
         self.current = self._last = incarnation
+        incarnation.placed = True
         self._happen(Happening.START)
         nursery.start_soon(self._tell_settled, incarnation)
         if incarnation.ready:
             self._happen(Happening.READY)
+            self._begin_to_rest(incarnation)
 
     def _next(self, entry: MachineEntry) -> Incarnation:
         self._number += 1
+        self._keep()  # a generation is one process, also for the next control program
         return Incarnation(self, entry, self._number, self._cp)
 
     async def _tell_settled(self, incarnation: Incarnation) -> None:
@@ -266,6 +183,8 @@ class Life:
         death, again, follows = dead.death, self._again, self._follows
         self.current = self._again = None
         self._follows = False
+        if dead.ready_at is None and not death.asked:
+            self.failed_generation = dead.generation
         self._bury(dead, death)
         if self._broken is not None:
             text, self._broken = self._broken, None
@@ -277,6 +196,10 @@ class Life:
             self.restarts += 1
         elif self._successor is not None:
             self.restarts += 1  # it is on its way already
+            if not death.in_order(self.entry):
+                self._cp.supervision.restart_users(self)
+        elif dead.leaving is not None:
+            self.restarts += 1  # it was asked to end, and is wanted again
         elif self._trial is not None and dead.ready_at is None:
             # The new definition does not work: back to the one before, which did.
             self.entry, self._trial, self.trial_failed = self._trial, None, death.text
@@ -309,20 +232,25 @@ class Life:
         pause = self._backoff.pause(dead.ready_for)
         self._then(dead, f"it is started again in {pause:.1f} s" if pause else "it is started again at once")
         if pause:
+            self._until = clock.stamp() + pause
             self._happen(Happening.PAUSE, f"starting again in {pause:.1f} s")
-            generation = self._number
-            with trio.move_on_after(pause):
-                await self.wait_until(lambda: self.wish is not Wish.UP or self._number != generation or self._hurry)
+            await self._pass_pause()
         self._hurry = False
         await together.wait()
         self.restarts += 1
+
+    async def _pass_pause(self) -> None:
+        """Until its turn has come, or nobody waits for that any more."""
+        with trio.move_on_after(max(0.0, (self._until or 0.0) - clock.stamp())):
+            await self.wait_until(lambda: self.wish is not Wish.UP or self._hurry)
+        self._until = None
 
     def _bury(self, dead: Incarnation, death: Death) -> None:
         self.cause = death.text
         self.report(dead, death)
         if self._broken is not None:
             return  # which is said instead
-        self._happen(Happening.FINISH if death.in_order(dead.entry) else Happening.DIE, death.text)
+        self._happen(Happening.FINISH if death.in_order(self.entry) else Happening.DIE, death.text)
 
     def report(self, dead: Incarnation, death: Death, *, then: str = "") -> None:
         """Write down how a process has ended, in a record and a certificate, and what was done ``then``."""
@@ -353,6 +281,7 @@ class Life:
 
     def exited(self, exit: Exit) -> None:
         """The host reports the end of one of its processes."""
+        self._leaving = [each for each in self._leaving if each.death is None]
         for incarnation in (self.current, self._successor, *self._leaving):
             if incarnation is not None and incarnation.generation == exit.generation:
                 incarnation.exited(exit)
@@ -363,21 +292,24 @@ class Life:
 
     # -- asked from outside --------------------------------------------------------------------------------------------
 
-    def ask_to_stop(self, *, grace: float | None = None) -> None:
+    def ask_to_stop(self, *, grace: float | None = None, why: Trouble = ASKED) -> None:
         """Let it end in order, and stay so."""
         self._want(Wish.DOWN)
         if self._nursery is None and self.state not in FINAL:
             self._happen(Happening.STOP)  # it has not begun to live
-        if self._successor is not None:
-            self._successor.leave(ASKED, grace=grace)
+        if (successor := self._successor) is not None:
+            self.disown(successor)
+            successor.leave(ASKED, grace=grace)
         if self.current is not None:
             if self.state in (State.STARTING, State.READY):
                 self._happen(Happening.STOP)
-            self.current.leave(ASKED, grace=grace)
+            self.current.leave(why, grace=grace)
 
     def ask_to_start(self) -> None:
         """Let it run, also if it had been given up; at once, if it is waiting for its turn."""
-        self._hurry, self.held = self.state is State.WAITING, False
+        if self._cp.stopping:
+            raise Rejected("stopping", "the system is stopping")
+        self._hurry, self.held, self._broken = self.state is State.WAITING, False, None
         self._want(Wish.UP)
 
     def give_up(self, text: str) -> None:
@@ -385,9 +317,10 @@ class Life:
         if self.state in (State.ABEND, State.WAITING):
             self._give_up(text)
         elif self.current is not None and self.wish is Wish.UP:
-            self.wish, self._broken = Wish.DOWN, text
-            self._happen(Happening.STOP)
-            self.current.leave(Trouble(Cause.FOLLOWED, text))
+            self._broken = text
+            self.ask_to_stop(why=Trouble(Cause.FOLLOWED, text))
+        elif self.wish is Wish.UP:
+            self._want(Wish.DOWN)  # it has ended, to be started again with others
 
     def start_again(self, why: Trouble, when: trio.Event) -> None:
         """Let it end in order, and start when ``when`` is set; nothing of what others have asked is lost."""
@@ -447,23 +380,27 @@ class Life:
         """It has not become ready, and nothing is changed."""
         if self._successor is successor:
             self._successor = None
+            if successor.death is None:
+                self._leaving.append(successor)
 
-    def hand_over(self, successor: Incarnation) -> bool:
-        """Put it in the place of the present process, which lets go of its paths; False: it is there already."""
+    def takes(self, successor: Incarnation) -> bool:
+        """Whether a successor can have the place of the present process now."""
+        return self._successor is successor and self.state is State.READY and successor.ready
+
+    def hand_over(self, successor: Incarnation) -> None:
+        """Put it in the place of the present process, which lets go of its paths."""
         current = self.current
-        if self._successor is not successor or current is None:
-            return False
+        assert current is not None
         self._successor, self.current, self._last = None, successor, successor
+        successor.placed = True
         self._leaving.append(current)
         self._happen(Happening.REPLACE, f"generation {successor.generation} has replaced {current.generation}")
         self._begin_to_rest(successor)
         self._cp.switchboard.release(self.name, current.generation, f"{self.name} is replaced")
         current.leave(Trouble(Cause.REPLACED, f"replaced by generation {successor.generation}"), drain=True)
-        return True
 
     def replaced(self, predecessor: Incarnation) -> None:
         """A predecessor has ended."""
-        self._leaving.remove(predecessor)
         assert predecessor.death is not None
         self.report(predecessor, predecessor.death)
 
@@ -482,13 +419,27 @@ class Life:
             elif self.current is not None:
                 self._begin_to_rest(self.current)
         self._backoff.change(entry.backoff)
+        self._hurry = self.state is State.WAITING
         self.notice()
+
+    def set(self, entry: MachineEntry) -> None:
+        """The same for a definition that differs in nothing for which the present process would have to end."""
+        waiting = self._hurry
+        self.redefine(entry)
+        self._hurry = waiting
+        if self.current is not None:
+            self.current.set(entry)
 
     # -- on demand -----------------------------------------------------------------------------------------------------
 
     def _begin_to_rest(self, incarnation: Incarnation) -> None:
         if self.entry.start == "on-demand" and self._nursery is not None:
-            self._nursery.start_soon(until_idle, incarnation, self.entry.idle, self._rest)
+            self._nursery.start_soon(until_idle, incarnation, self._idle, self._rest)
+
+    def _idle(self, incarnation: Incarnation) -> float | None:
+        """Seconds without a message after which this process may rest; None: it may not."""
+        present = incarnation is self.current and self.entry.start == "on-demand"
+        return self.entry.idle if present else None
 
     def _rest(self, incarnation: Incarnation, text: str) -> None:
         """Let it end until somebody needs it."""

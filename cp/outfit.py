@@ -32,7 +32,8 @@ class Outfit:
         disks.make(users)
         self._topology, self.disks, self.users = topology, disks, users
 
-    def _instances(self, target: str) -> int:
+    def instances(self, target: str) -> int:
+        """How many machines are behind a name."""
         return max(1, sum(entry.base == target for entry in self._topology.machines))
 
     def birth(self, entry: MachineEntry, generation: int) -> Birth:
@@ -56,6 +57,10 @@ class Outfit:
             largest_share=max(each.share for each in self._topology.machines),
         )
 
+    def _own(self, entry: MachineEntry) -> dict[str, bytes]:
+        names = {secret.name for secret in entry.secrets}
+        return {name: value for name, value in self._secrets.of(entry.declared).items() if name in names}
+
     def load(self, birth: Birth, entry: MachineEntry) -> dict[str, Any]:
         """What the machine is told: the arguments of ``load`` on its control path."""
         arguments = {
@@ -69,13 +74,13 @@ class Outfit:
                     "overflow": edge.overflow,
                     "to": edge.to,
                     "lazy": edge.lazy,
-                    "instances": self._instances(edge.to),
+                    "instances": self.instances(edge.to),
                 }
                 for edge in entry.uses
             },
             "disks": self.disks.table(entry),
             "threads": entry.threads,
-            "secrets": self._secrets.of(entry.base or entry.name),
+            "secrets": self._own(entry),
         }
         if entry.kind == "exec":
             arguments |= {

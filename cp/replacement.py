@@ -1,12 +1,18 @@
 """A successor in the place of a machine's process, so that nobody misses a message; or the same process anew."""
 
+from typing import Final
+
 import trio
 
 from retinue.cp.death import Cause, Trouble
 from retinue.cp.directory import MachineEntry
-from retinue.cp.incarnation import Incarnation
-from retinue.cp.life import Life, Wish
+from retinue.cp.incarnation import START_LIMIT, Incarnation
+from retinue.cp.life import Life
+from retinue.cp.standing import Wish
 from retinue.pipes import Rejected
+
+# Seconds an order waits for a machine to be ready: it may have to wait for others, and other orders wait for this one.
+PATIENCE: Final = 2 * START_LIMIT
 
 
 async def replace(life: Life, entry: MachineEntry, *, overlap: bool) -> None:
@@ -15,17 +21,21 @@ async def replace(life: Life, entry: MachineEntry, *, overlap: bool) -> None:
     With ``overlap`` it is started beside its predecessor. Rejected ``not-replaced`` when it does not become ready: then
     the machine runs as before. A machine that does not run has the definition from now on.
     """
-    current = life.current
-    if life.wish is not Wish.UP or current is None or not current.ready:
-        life.redefine(entry)
-        if life.wish is Wish.UP:
-            if current is not None and current.leaving is None and current.ready_at is None:
-                life.start_again(Trouble(Cause.REPLACED, "replaced while it started"), _now())
-            await _come_up(life, current)
-    elif overlap:
-        await _overlap(life, current, entry)
-    else:
-        await _stop_first(life, current, entry)
+    current, before = life.current, life.entry
+    try:
+        if life.wish is not Wish.UP or current is None or not current.ready:
+            life.redefine(entry)
+            if life.wish is Wish.UP:
+                if current is not None and current.leaving is None and current.ready_at is None:
+                    life.start_again(Trouble(Cause.REPLACED, "replaced while it started"), _now())
+                await _come_up(life, current)
+        elif overlap:
+            await _overlap(life, current, entry)
+        else:
+            await _stop_first(life, current, entry)
+    except Rejected:
+        life.redefine(before)
+        raise
 
 
 async def restart(life: Life) -> None:
@@ -38,24 +48,62 @@ async def restart(life: Life) -> None:
     await _come_up(life, current)
 
 
-async def _come_up(life: Life, before: Incarnation | None) -> None:
-    await life.wait_until(lambda: (life.ready and life.current is not before) or life.wish is not Wish.UP)
+async def _come_up(life: Life, before: Incarnation | None, *, tries: int = 1) -> None:
+    """Until a process after ``before`` is ready; Rejected ``not-ready`` when so many have not become so."""
+    if before is not None:
+        await life.wait_until(lambda: before.death is not None or life.wish is not Wish.UP)
+    last = life.generation - (life.current is not None and life.current is not before) + tries
+    with trio.move_on_after(PATIENCE):
+        await life.wait_until(
+            lambda: (
+                (life.ready and life.current is not before)
+                or life.wish is not Wish.UP
+                or life.failed_generation >= last
+            )
+        )
     if not life.ready:
         raise Rejected("not-ready", f"{life.name} is {life.state.value}" + (f": {life.cause}" if life.cause else ""))
 
 
 async def _overlap(life: Life, current: Incarnation, entry: MachineEntry) -> None:
     successor = life.bear(entry)
-    await life.wait_until(lambda: successor.ready_at is not None or successor.death is not None)
-    if successor.death is not None and successor.ready_at is None:
+    try:
+        with trio.move_on_after(PATIENCE):
+            await life.wait_until(
+                lambda: (
+                    (life.current is successor and successor.ready)
+                    or successor.death is not None
+                    or life.takes(successor)
+                )
+            )
+        if life.takes(successor):
+            life.redefine(entry)
+            life.hand_over(successor)
+            await life.wait_end_of(current)
+            life.replaced(current)
+        elif life.current is successor and successor.ready:
+            life.redefine(entry)  # its predecessor has died meanwhile
+        else:
+            await _give_back(life, successor)
+    except BaseException:
         life.disown(successor)
-        life.report(successor, successor.death, then="its predecessor goes on")
-        text = f"the successor of {life.name} did not become ready, and {life.name} goes on as it was"
-        raise Rejected("not-replaced", f"{text}: {successor.death.text}")
-    life.redefine(entry)
-    if life.hand_over(successor):
-        await life.wait_end_of(current)
-        life.replaced(current)
+        if not successor.placed:
+            successor.leave(Trouble(Cause.REPLACED, "not wanted any more"))
+        raise
+
+
+async def _give_back(life: Life, successor: Incarnation) -> None:
+    """Take note that it has not become ready."""
+    life.disown(successor)
+    if successor.placed:
+        death = await life.wait_end_of(successor) if life.current is not successor else None
+        why = "it waits for others" if death is None else death.text
+        raise Rejected("not-replaced", f"the successor of {life.name} did not become ready: {why}")
+    successor.leave(Trouble(Cause.REPLACED, f"it was not ready within {PATIENCE:.0f} s"))
+    death = await life.wait_end_of(successor)
+    life.report(successor, death, then="its predecessor goes on")
+    text = f"the successor of {life.name} did not become ready, and {life.name} goes on as it was"
+    raise Rejected("not-replaced", f"{text}: {death.text}")
 
 
 async def _stop_first(life: Life, current: Incarnation, entry: MachineEntry) -> None:
@@ -63,7 +111,7 @@ async def _stop_first(life: Life, current: Incarnation, entry: MachineEntry) -> 
     life.redefine(entry)
     try:
         life.start_again(Trouble(Cause.REPLACED, "replaced"), _now())
-        await _come_up(life, current)
+        await _come_up(life, current, tries=2)
     finally:
         life.put_to_trial(None)
     if life.trial_failed is not None:

@@ -14,10 +14,15 @@ if TYPE_CHECKING:
 LOOKS: Final = 4
 
 
-async def until_idle(incarnation: "Incarnation", idle: float, rest: Callable[["Incarnation", str], None]) -> None:
-    """Call ``rest`` when no message has passed for ``idle`` seconds and none waits for an answer."""
+async def until_idle(
+    incarnation: "Incarnation",
+    idle_of: Callable[["Incarnation"], float | None],
+    rest: Callable[["Incarnation", str], None],
+) -> None:
+    """Call ``rest`` when no message has passed for ``idle_of`` seconds (None: ever), and none waits for an answer."""
     before, since = None, trio.current_time()
-    while incarnation.ready:
+    # One that was adopted cannot be reached at first, and is not ready then.
+    while incarnation.death is None and incarnation.leaving is None and (idle := idle_of(incarnation)) is not None:
         await trio.sleep(idle / LOOKS)
         try:
             passed = _passed(await incarnation.ask("meters"))

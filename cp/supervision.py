@@ -9,7 +9,8 @@ from retinue.cp import clock
 from retinue.cp.death import Cause, Trouble
 from retinue.cp.errors import ConfigRejected, StartFailed
 from retinue.cp.groups import GroupPolicy
-from retinue.cp.life import Life, Wish
+from retinue.cp.life import Life
+from retinue.cp.standing import Wish
 from retinue.cp.states import AT_REST, FINAL, State
 
 if TYPE_CHECKING:
@@ -160,6 +161,11 @@ class Supervision:
             await life.wait_for(lambda state: state is State.READY or state in AT_REST)
 
     async def until_over(self) -> None:
-        """Until nothing runs, and nothing will."""
-        while running := [life for life in self._lives if not life.over]:
-            await running[0].wait_over()
+        """Until nothing runs, and nothing will: who waits to be called is not when everybody else has ended."""
+        while True:
+            running = [life for life in self._lives if not life.over and life.state is not State.DORMANT]
+            if not running and any(life.over for life in self._lives):
+                return
+            waited = running[0] if running else next(iter(self._lives))
+            before = waited.state
+            await waited.wait_until(lambda: waited.over or waited.state is not before)  # noqa: B023

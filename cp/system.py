@@ -56,6 +56,8 @@ EXIT_CONFIG: Final = 78  # EX_CONFIG
 FAREWELL: Final = 2.0
 # Seconds a control program that has taken over has for its machines before it gives itself a successor.
 SETTLED: Final = 1.0
+# Characters of the reason of an end that the next control program is told, and the nucleus.
+TEXT: Final = 8000
 # Seconds a query of the kept records may take before the ring answers instead.
 QUERY_LIMIT: Final = 10.0
 
@@ -87,7 +89,7 @@ class ControlProgram:
         self.certificates = Certificates(state_folder, self.syslog, self.name, secrets)
         self.lives = {entry.name: Life(entry, self) for entry in topology.expanded().machines}
         self.supervision = Supervision(self)
-        self.administration = Administration(self, declared.settings)
+        self.administration = Administration(self, declared)
         self.reception = Reception(self, nursery, lambda attended: self.keep())
         self.switchboard = Switchboard(
             dict(self.lives), {"*CP": self.reception.star(LOOK), "*LOG": self.reception.star(READ)}, nursery, host
@@ -120,14 +122,21 @@ class ControlProgram:
         self.nursery.start_soon(self.switchboard.watch)
         if console is not None:
             self.nursery.start_soon(self.reception.serve_console, console)
-        self.nursery.start_soon(self.reception.accept, operators)
         if self.topology.system.syslog is not None:
             self.nursery.start_soon(self._keep_records, self.lives[self.topology.system.syslog])
         async with trio.open_nursery() as machines:
             self._machines = machines
+            if restored.first:
+                self.nursery.start_soon(self.reception.accept, operators)
             if not restored.first or await self._seal_holds():
                 for life in list(self.lives.values()):
                     machines.start_soon(life.run)
+                if not restored.first:
+                    for life in list(self.lives.values()):
+                        await life.wait_adopted()
+                    self.nursery.start_soon(self.reception.accept, operators)
+                    if self.administration.applying:
+                        self.nursery.start_soon(self.administration.finish)
                 machines.start_soon(self._expect_ready)
                 machines.start_soon(self._expect_end)
                 if self._ending is not None:
@@ -162,22 +171,23 @@ class ControlProgram:
 
     def keep(self) -> None:
         """Have the nucleus remember what the next control program must know."""
-        note = {"state": self.state, "was_ready": self.was_ready, "since": self._since, "ending": self._ending}
-        note |= {"console": self.reception.attended, "users": dict(self.outfit.users)}
+        note = {"state": self.state, "was_ready": self.was_ready, "since": self._since}
+        note |= {"ending": self._ending and [self._ending[0], self._ending[1][:TEXT], self._ending[2]]}
+        note |= {"console": self.reception.attended, "users": dict(self.outfit.users), "grace": self.grace}
         note |= {"budgets": self.supervision.note()}
         note |= {"self_test": None if self.self_test is None else self.self_test.as_dict()}
         self.host.keep("system", note)
 
     def _keep_declaration(self) -> None:
-        declaration = Declaration(self.topology, self.administration.settings, self.secrets.values)
-        declaration.keep(self.host)
+        admin = self.administration
+        Declaration(self.topology, admin.settings, self.secrets.values, admin.held, admin.applying).keep(self.host)
 
     def _take_over(self, restored: Restored) -> None:
         note = restored.kept["system"].note
         self.state, self.was_ready, self._since = note["state"], note["was_ready"], note["since"]
         self._ending, self.stopping = note["ending"], note["ending"] is not None
         self.self_test = None if note["self_test"] is None else Report.from_dict(note["self_test"])
-        self.outfit.users = note["users"]
+        self.outfit.users, self.grace = note["users"], note["grace"]
         self.supervision.restore(note["budgets"])
         if note["console"]:
             self.nursery.start_soon(self.reception.expect_console)
@@ -205,6 +215,9 @@ class ControlProgram:
 
     async def _seal_holds(self) -> bool:
         """Whether scratch machines could do nothing that they must not; else the system ends before it began."""
+        if not self.host.seal_report():
+            self.syslog.write(WARNING, "this host seals nothing")
+            return True
         entries = self.topology.machines
         storage = max(entry.storage for entry in entries)
         self.self_test = await self_test(self.host, self.syslog, profiles(entries), storage=storage)
@@ -238,7 +251,7 @@ class ControlProgram:
 
     def _end(self, how: str, text: str, exit_code: int) -> None:
         """The last word: the nucleus removes what is left, the control program leaves."""
-        self.host.end(how, self.secrets.hide(text), exit_code)
+        self.host.end(how, self.secrets.hide(text)[:TEXT], exit_code)
         self._over.set()
 
     def _turn(self, state: str, cause: str | None = None, exit_code: int | None = None) -> None:
@@ -304,6 +317,7 @@ class ControlProgram:
             self.topology = before
             raise
         self.supervision.redeclare()
+        self.keep()  # with the users of machines that are new
         self._keep_declaration()
 
     def certify(self, life: Life, dead: Incarnation, death: Death) -> None:

@@ -7,13 +7,12 @@ from collections import Counter
 
 import pytest
 import trio
+from tests.systems import ASKER, SERVER, Bench
 
 from retinue.cp.campaign.campaign import Report
 from retinue.cp.campaign.census import Census
 from retinue.cp.campaign.faults import FAULTS
 from retinue.cp.campaign.load import Counts, Load
-from tests.systems import ASKER, SERVER, Bench
-
 
 # -- the verdict ---------------------------------------------------------------------------------------------------
 

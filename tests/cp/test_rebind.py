@@ -454,7 +454,11 @@ async def main(vm: Machine) -> None:
             for path in range(-5, 95):
                 nursery.start_soon(ask, ["rebind", {"path": path, "stream": False, "wanted": True}])
     print("codes", sorted(codes.items()))
-    for body in (["rebind", {}], ["rebind", {"path": "1", "stream": False, "wanted": True}], ["rebind", {"path": 1, "stream": 1, "wanted": True}]):
+    for body in (
+        ["rebind", {}],
+        ["rebind", {"path": "1", "stream": False, "wanted": True}],
+        ["rebind", {"path": 1, "stream": 1, "wanted": True}],
+    ):
         codes.clear()
         await ask(body)
         print("malformed", codes)

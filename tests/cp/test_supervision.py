@@ -353,7 +353,9 @@ async def test_a_successor_that_does_not_become_ready_changes_nothing(autojump_c
 async def test_apply_touches_only_what_has_changed(autojump_clock: MockClock) -> None:
     before = machines("A", "B", "C", more="share = 100\n")
     async with open_system(before, fakes=fakes("A", "B", "C")) as system:
-        after = machines("A", "B", more="storage = '64M'\n[machines.D]\nprogram = 'fake'\n")
+        after = machines("A", "B", more="storage = '64M'\n[machines.D]\nprogram = 'there'\n")
+        waits = "async def main(vm):\n    await vm.ready()\n    await vm.stopping.wait()\n"
+        (system.topology.folder / "there.py").write_text(waits)
         done = await system.apply(after)
         found = {(each["kind"], each["machine"]): each["failed"] for each in done["changed"]}
         assert found == {("set", "B"): None, ("add", "D"): None, ("remove", "C"): None}
