@@ -164,6 +164,7 @@ class Circuits:
     def __init__(self, forgotten: Callable[[Circuit], None], keeper: Keeper | None = None) -> None:
         self._forgotten = forgotten
         self.keeper = keeper
+        self._left = False
         self.opened: Counter[str] = Counter()  # by originator, also paths to star services
         self._taken: defaultdict[str, Counter[str]] = defaultdict(Counter)  # by target, then by originator
         self._last = 0  # number given
@@ -325,6 +326,9 @@ class Circuits:
 
     def hold(self, circuit: Circuit, end: socket.socket) -> None:
         """Its ends are joined; ``end`` is the target's, taken over."""
+        if self._left:
+            end.close()
+            return
         # Only the hang-up is wanted: the end is readable all the time while messages pass.
         self._epoll.register(end.fileno(), select.EPOLLRDHUP)
         self._held[end.fileno()] = circuit
@@ -350,7 +354,7 @@ class Circuits:
 
     def leave(self) -> None:
         """Let go of the ends and leave them joined; from here on nothing is kept or dropped."""
-        self.keeper = None
+        self.keeper, self._left = None, True
         for circuit in self:
             if (end := self._let_go(circuit)) is not None:
                 end.close()

@@ -156,6 +156,8 @@ class Incarnation:
         finally:
             self._control = None
             self.settled.set()
+            for sock in self._adopted or ():
+                sock.close()
         for kind in ("birth", "ready"):
             self._cp.host.drop(f"{kind}/{self._key}")
         self._cp.host.buried(self.name, self.generation)
@@ -200,37 +202,39 @@ class Incarnation:
 
     async def _attend(self, control: socket.socket, log: socket.socket, task: Callable[[], Awaitable[None]]) -> Death:
         """From the moment it has a process to its end; takes both sockets over."""
-        async with trio.open_nursery() as nursery:
-            last_words = trio.Event()
+        # Closed also when this is cancelled before those have begun who take them over.
+        with log, control:
+            async with trio.open_nursery() as nursery:
+                last_words = trio.Event()
 
-            async def read_log() -> None:
-                await self._cp.syslog.read(self.name, self.generation, log, beat=self._beat)
-                last_words.set()
+                async def read_log() -> None:
+                    await self._cp.syslog.read(self.name, self.generation, log, beat=self._beat)
+                    last_words.set()
 
-            nursery.start_soon(read_log)
-            path = self._control = Path(
-                SocketTransport(control),
-                name=self.name,
-                peer=self.name,
-                limit=CONTROL_LIMIT,
-                largest=CONTROL_LARGEST,
-            )
-            await nursery.start(path.run)
-            self._life.notice()  # one that was adopted can be reached from here on
-            nursery.start_soon(partial(path.serve, self._on_message, failed=self._failed))
-            nursery.start_soon(task)
-            nursery.start_soon(self._end_when_asked)
-            nursery.start_soon(self._end_without_control, path)
-            await self._exited.wait()
-            path.sever()
-            self._life.notice()  # it is not ready any more
-            with trio.move_on_after(LAST_LINE):
-                await last_words.wait()
-            # Before anybody can connect again: nobody must be left with a path to the dead.
-            self._cp.switchboard.died(self.name, self.generation, self._judge().obituary(self.entry))
-            with trio.move_on_after(LAST_WORDS):
-                await last_words.wait()
-            nursery.cancel_scope.cancel()
+                nursery.start_soon(read_log)
+                path = self._control = Path(
+                    SocketTransport(control),
+                    name=self.name,
+                    peer=self.name,
+                    limit=CONTROL_LIMIT,
+                    largest=CONTROL_LARGEST,
+                )
+                await nursery.start(path.run)
+                self._life.notice()  # one that was adopted can be reached from here on
+                nursery.start_soon(partial(path.serve, self._on_message, failed=self._failed))
+                nursery.start_soon(task)
+                nursery.start_soon(self._end_when_asked)
+                nursery.start_soon(self._end_without_control, path)
+                await self._exited.wait()
+                path.sever()
+                self._life.notice()  # it is not ready any more
+                with trio.move_on_after(LAST_LINE):
+                    await last_words.wait()
+                # Before anybody can connect again: nobody must be left with a path to the dead.
+                self._cp.switchboard.died(self.name, self.generation, self._judge().obituary(self.entry))
+                with trio.move_on_after(LAST_WORDS):
+                    await last_words.wait()
+                nursery.cancel_scope.cancel()
         self._cp.syslog.end(self.name, self.generation)
         return self._judge()
 

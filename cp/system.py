@@ -44,7 +44,7 @@ from retinue.cp.states import State
 from retinue.cp.supervision import Supervision
 from retinue.cp.switchboard import Switchboard
 from retinue.cp.syslog import CRITICAL, ERROR, INFO, NOTICE, WARNING, Syslog, checked_records
-from retinue.cp.users import own_users, unused_user
+from retinue.cp.users import given_users
 from retinue.cp.watch import Watch
 from retinue.pipes import Path, PathError
 
@@ -52,7 +52,7 @@ EXIT_FAILED: Final = 1
 EXIT_CANNOT_CREATE: Final = 73  # EX_CANTCREAT
 EXIT_CONFIG: Final = 78  # EX_CONFIG
 
-# Seconds the followers have at the end to take what was said last.
+# Seconds the followers have at the end.
 FAREWELL: Final = 2.0
 # Seconds a control program that has taken over has for its machines before it gives itself a successor.
 SETTLED: Final = 1.0
@@ -107,9 +107,14 @@ class ControlProgram:
 
     async def run(self, console: socket.socket | None, operators: socket.socket) -> None:
         """Run the system to its end. ``console`` is the path of whoever started it, ``operators`` listens for more."""
-        restored = self.host.restored
-        if restored.first and not self._prepare():
+        if self.host.restored.first and not self._prepare():
             return
+        try:
+            await self._run(self.host.restored, console, operators)
+        finally:
+            self.switchboard.leave()
+
+    async def _run(self, restored: Restored, console: socket.socket | None, operators: socket.socket) -> None:
         self.nursery.start_soon(self._read_host_events)
         self.nursery.start_soon(self.certificates.run)
         if restored.first:
@@ -128,7 +133,8 @@ class ControlProgram:
             self._machines = machines
             if restored.first:
                 self.nursery.start_soon(self.reception.accept, operators)
-            if not restored.first or await self._seal_holds():
+            tested = not restored.first and self.self_test is not None
+            if tested or await self._seal_holds():
                 for life in list(self.lives.values()):
                     machines.start_soon(life.run)
                 if not restored.first:
@@ -286,13 +292,7 @@ class ControlProgram:
     def _give_users(self) -> dict[str, int]:
         """The user of each machine that gets one for itself from the host."""
         able = {layer.system for layer in self.host.seal_report() if layer.layer == "own-uid" and layer.present}
-        users = own_users(self.topology.expanded()) if able else {}
-        systems = {entry.name: "network" if entry.network else "sealed" for entry in self.topology.expanded().machines}
-        # Who runs keeps its user, to which its disks belong; two that should be the same by now become so later.
-        kept = {name: user for name, user in self.outfit.users.items() if name in users}
-        taken = set(kept.values())
-        new = {name: user for name, user in users.items() if name not in kept and systems[name] in able}
-        return kept | {name: user if user not in taken else unused_user(taken) for name, user in new.items()}
+        return given_users(self.topology.expanded(), able, self.outfit.users) if able else {}
 
     def live(self, entry: directory.MachineEntry) -> Life:
         """A machine that was added while the system runs."""

@@ -1,7 +1,7 @@
 """Which user of the host each machine is, where the host can give each one of its own (it then runs as root)."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from retinue.cp.directory import Directory, MachineEntry
@@ -27,6 +27,19 @@ def own_users(topology: Directory) -> dict[str, int]:
         taken.add(number)
         users |= dict.fromkeys(group, FIRST_OWN + number)
     return users
+
+
+def given_users(topology: Directory, able: Collection[str], present: Mapping[str, int]) -> dict[str, int]:
+    """The users of machines whose saved system is ``able`` to give them one; ``present``: those that they have.
+
+    Who runs keeps its user, to which its disks belong; two that should be the same by now become so at the next start.
+    """
+    users = own_users(topology)
+    systems = {entry.name: "network" if entry.network else "sealed" for entry in topology.machines}
+    kept = {name: user for name, user in present.items() if name in users}
+    taken = set(kept.values())
+    new = {name: user for name, user in users.items() if name not in kept and systems[name] in able}
+    return kept | {name: user if user not in taken else unused_user(taken) for name, user in new.items()}
 
 
 def unused_user(taken: set[int]) -> int:

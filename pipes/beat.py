@@ -41,6 +41,7 @@ def read_beat(untrusted_packet: bytes | memoryview) -> Beat | None:
     except ValueError:
         return None
     match body:
-        case ["heartbeat", int(turns), float(cpu), float(stuck)] if turns >= 0 and cpu >= 0 and stuck >= 0:
-            return Beat(turns, cpu, stuck) if math.isfinite(cpu) and math.isfinite(stuck) else None
+        case ["heartbeat", int(turns), float(cpu), float(stuck)] if type(turns) is int and 0 <= turns < 2**63:
+            sound = all(math.isfinite(each) and each >= 0 for each in (cpu, stuck))
+            return Beat(turns, cpu, stuck) if sound else None
     return None

@@ -9,7 +9,7 @@ from retinue.pipes import ProtocolViolation, wire
 from retinue.pipes.beat import HEAD, Beat, packet_of, read_beat
 
 
-@pytest.mark.parametrize("beat", [Beat(0, 0.0, 0.0), Beat(2**63, 1e9, 3.25), Beat(17, 0.004, 61.0)])
+@pytest.mark.parametrize("beat", [Beat(0, 0.0, 0.0), Beat(2**62, 1e9, 3.25), Beat(17, 0.004, 61.0)])
 def test_what_was_told_is_read(beat: Beat) -> None:
     """Also out of a buffer."""
     packet = packet_of(beat, msgpack.Packer())

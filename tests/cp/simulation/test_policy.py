@@ -93,6 +93,9 @@ EDGES_LAZY: Final = (("FRONT", "back"),)
 # Each takes a second; a release is tried with RETINUE_POLICY_EXAMPLES=1000.
 EXAMPLES: Final = int(os.environ.get("RETINUE_POLICY_EXAMPLES", "6"))
 
+# What a control program that is killed in this process has open, the collector closes; of a real one the kernel does.
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
+
 # Seconds after which everything is as declared, whatever was: a machine that was born hung is waited for (60 s), then
 # comes its pause (10 s at most), and then those of who died because of it.
 SETTLED: Final = 300.0
