@@ -368,7 +368,16 @@ def test_cost_of_machines_is_measured(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "option"), [("http", "--soak"), ("pipes", "--quick"), ("rebind", "--seconds"), ("shares", "--machines")]
+    ("script", "option"),
+    [
+        ("http", "--soak"),
+        ("pipes", "--quick"),
+        ("rebind", "--seconds"),
+        ("replace", "--only"),
+        ("starts", "--starts"),
+        ("apply", "--machines"),
+        ("shares", "--machines"),
+    ],
 )
 def test_script_finds_the_standard_library(tmp_path: pathlib.Path, script: str, option: str) -> None:
     # Names in their folder are those of packages of the standard library.
@@ -391,3 +400,14 @@ def test_wrk_that_is_missing_is_told(tmp_path: pathlib.Path) -> None:
     )
     assert told.returncode == 2
     assert "needs wrk" in told.stderr
+
+
+def test_starts_and_applies_are_measured(tmp_path: pathlib.Path) -> None:
+    """Small: what is promised of order and of who is touched holds for few machines as well."""
+    started = report_of("starts", "--starts", "1", folder=tmp_path)
+    applied = report_of("apply", "--machines", "3", "--rounds", "1", folder=tmp_path)
+    assert [each["met"] for each in started["results"]][:1] == [True]
+    assert {each["name"]: each["met"] for each in applied["results"] if each["unit"] == "machines"} == {
+        "3 machines, config of one: touched": True,
+        "3 machines, share of one: touched": True,
+    }
