@@ -44,8 +44,8 @@ class Watchdog:
         self._heard = now
         self._told = cpu
         if self._turns is None or turns != self._turns:
-            # It has turned since, and has been stuck from then on.
-            self._note_progress(max(self._progress, now - stuck))
+            # It has turned since, and has been stuck from then on; of what was before the first beat nobody knows.
+            self._note_progress(now if self._turns is None else max(self._progress, now - stuck))
         self._turns = turns
         self._look_at_cpu(now)
 
@@ -55,8 +55,10 @@ class Watchdog:
         if self._limit <= 0:
             return None
         self._look_at_cpu(now)
-        if now - self._progress < self._limit:
-            self.next = min(now + self.period, self._progress + self._limit)
+        # One sum for both: rounded otherwise, the next look could be now, and now again.
+        deadline = self._progress + self._limit
+        if now < deadline:
+            self.next = min(now + self.period, deadline)
             return None
         self.next = now + self.period
         if now - self._heard < self._limit:
