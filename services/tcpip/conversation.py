@@ -144,6 +144,8 @@ class Conversation:
             if kind == READ:
                 return await self._read(untrusted)
             if kind == WRITE:
+                # The answer that stands before it may have come in the same packet: its task has its turn first.
+                await trio.lowlevel.checkpoint()
                 await self._write(self._asker.write(untrusted))
                 return None
             if kind == RESUME:
