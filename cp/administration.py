@@ -137,7 +137,8 @@ class Administration:
             before, kept = self._cp.topology, (dict(self.settings), self.held)
             self.settings[base], self.held = wanted, held
             self._declare(after, *kept)
-            done = [await self._change(change, after) for change in found]
+            entries = after.entries
+            done = [await self._change(change, entries) for change in found]
             if done and all(each["failed"] for each in done):
                 self.settings, self.held = kept
                 self._declare(before, *kept)
@@ -197,7 +198,7 @@ class Administration:
                 raise Rejected("bad-topology", str(exc), [str(error) for error in exc.errors]) from None
             present, kept = self._cp.topology, (self.settings, self.held)
             origin = Origin(str(present.path), present.text, self.settings)
-            entries = {entry.name: entry for entry in present.expanded().machines}
+            entries = present.entries
             held = {each.machine: self.held.get(each.machine, origin) for each in found if each.machine in entries}
             # Those that are not changed yet may need what they had.
             old = self._cp.secrets.values
@@ -224,12 +225,12 @@ class Administration:
 
     async def _carry_on(self, after: Directory, found: tuple[Change, ...]) -> dict[str, Any]:
         """Change one machine after the other; whatever has been changed is so for the next control program, too."""
-        entries = {entry.name: entry for entry in self._cp.topology.expanded().machines}
+        entries, wanted = self._cp.topology.entries, after.entries
         done = []
         self._unchanged = set()
         try:
             for change in found:
-                about = await self._change(change, after)
+                about = await self._change(change, wanted)
                 done.append(about)
                 if about["failed"]:
                     self._unchanged.add(change.machine)
@@ -262,10 +263,10 @@ class Administration:
         except DirectoryErrors as exc:
             raise Rejected("bad-topology", str(exc), [str(error) for error in exc.errors]) from None
 
-    async def _change(self, change: Change, after: Directory) -> dict[str, Any]:
+    async def _change(self, change: Change, entries: Mapping[str, MachineEntry]) -> dict[str, Any]:
         about: dict[str, Any] = {**change.as_dict(), "failed": None, "how": None}
         try:
-            about["how"] = await self._carry_out(change, after)
+            about["how"] = await self._carry_out(change, entries)
         except Rejected as exc:
             about["failed"] = exc.text
         except PathError as exc:
@@ -274,9 +275,8 @@ class Administration:
             about["failed"] = f"{exc.filename}: {exc.strerror}"
         return about
 
-    async def _carry_out(self, change: Change, after: Directory) -> str:
+    async def _carry_out(self, change: Change, entries: Mapping[str, MachineEntry]) -> str:
         """What was done in the end: not everything that should change in place can."""
-        entries = {entry.name: entry for entry in after.expanded().machines}
         how = change.kind
         if change.kind == "system" or not change.machine:
             return how

@@ -20,7 +20,7 @@ import trio
 from retinue.cp.death import Cause
 from retinue.cp.host.interface import Exit
 from retinue.cp.postmortem import MESSAGES, checked_message, shortened, trace
-from retinue.cp.ring import Record
+from retinue.cp.records import Record
 from retinue.cp.secrets import NO_SECRETS, Secrets
 from retinue.cp.syslog import OURS, WARNING, Syslog
 

@@ -84,7 +84,7 @@ def assembled(topology: Directory, held: Mapping[str, Origin]) -> Directory:
         found = next((machines for each, machines in known if each == origin), None)
         if found is None:
             load = directory.load(pathlib.Path(origin.path), text=origin.text, settings=origin.settings)
-            found = {entry.name: entry for entry in load.expanded().machines}
+            found = load.entries
             known.append((origin, found))
         entries[name] = found[name]
     return mixed(topology, entries)
@@ -94,5 +94,5 @@ def mixed(topology: Directory, entries: Mapping[str, MachineEntry]) -> Directory
     """The same with these machines as they are here."""
     if not entries:
         return topology
-    whole = {entry.name: entry for entry in topology.expanded().machines} | dict(entries)
+    whole = topology.entries | dict(entries)
     return attrs.evolve(topology, machines=tuple(whole.values()))

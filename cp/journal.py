@@ -33,7 +33,7 @@ import msgpack
 
 from retinue.cp import layout
 from retinue.cp.intake import Intake, Packet
-from retinue.cp.ring import Record
+from retinue.cp.records import Record
 from retinue.cp.source import Source
 from retinue.cp.tape import BLOCK, HEAD, Block, Tape, size_of
 

@@ -25,17 +25,12 @@ from retinue.cp.host.interface import Host, Restored
 from retinue.cp.host.link import Link
 from retinue.cp.host.linux import open_host
 from retinue.cp.host.takeover import wait_restored
-from retinue.cp.journal import Journal
-from retinue.cp.operator_socket import listen_operator, take_listener
+from retinue.cp.kept import kept_journal, kept_operators
 from retinue.cp.secrets import take_over
 from retinue.cp.switchboard import raise_descriptor_limit
 from retinue.cp.system import EXIT_CONFIG, ControlProgram
 
 EXIT_HOST = 1
-
-# Keys of what is kept for the next one here; the others are those of who keeps them.
-OPERATORS: Final = "operators"
-JOURNAL: Final = "journal"
 
 _LATE: Final = ("retinue", "resource", "encodings.idna", "encodings.utf_8_sig")
 """What others import only when they first need it."""
@@ -49,15 +44,6 @@ def _load() -> None:
     gc.freeze()
 
 
-def _operators(host: Host, runtime: str) -> socket.socket:
-    """Where operators connect: one socket for as long as the system runs, so that they can wait for a new CP."""
-    if (kept := host.restored.kept.get(OPERATORS)) is not None:
-        return take_listener(*kept.descriptors)
-    listener = listen_operator(runtime)
-    host.keep(OPERATORS, {}, [listener.fileno()])
-    return listener
-
-
 def _declared(host: Host, arguments: dict[str, Any]) -> Declaration:
     """What the system is declared to be. DirectoryErrors when its file is not in order any more."""
     if (kept := host.restored.kept.get(DECLARATION)) is not None:
@@ -65,15 +51,6 @@ def _declared(host: Host, arguments: dict[str, Any]) -> Declaration:
     topology = directory.load(pathlib.Path(arguments["topology"]))
     variables = take_over(arguments["secrets"]) if arguments["secrets"] >= 0 else {}
     return Declaration(topology, {}, read_values(topology, variables, arguments["topology"]))
-
-
-def _journal(host: Host) -> Journal:
-    """Where records are until they are stored: kept for as long as the system runs."""
-    if (kept := host.restored.kept.get(JOURNAL)) is not None:
-        return Journal.adopt(*kept.descriptors)
-    journal = Journal.create()
-    host.keep(JOURNAL, {}, [journal.fileno()])
-    return journal
 
 
 async def _run(arguments: dict[str, Any], link: Link, restored: Restored, groups: Groups | None) -> int:
@@ -89,10 +66,10 @@ async def _run(arguments: dict[str, Any], link: Link, restored: Restored, groups
             # It was good when the command read it: somebody has just changed it.
             host.end("failed", str(exc), EXIT_CONFIG)
             return EXIT_CONFIG
-        with _operators(host, arguments["runtime"]) as operators:
+        with kept_operators(host, arguments["runtime"]) as operators:
             async with trio.open_nursery() as nursery:
                 state = pathlib.Path(arguments["state"])
-                cp = ControlProgram(declared, host, state, nursery, journal=_journal(host))
+                cp = ControlProgram(declared, host, state, nursery, journal=kept_journal(host))
                 await cp.run(console, operators)
                 nursery.cancel_scope.cancel()
     return 0

@@ -19,7 +19,7 @@ class Outfit:
         self._state = state_folder
         self.users: Mapping[str, int] = {}
         """The user of each machine that has one for itself."""
-        self.disks = Disks(state_folder, {entry.name: entry for entry in topology.machines})
+        self.disks = Disks(state_folder, topology.entries)
 
     def make(self, users: Mapping[str, int]) -> None:
         """Make the disks. ``users`` has the user of each machine that has one for itself. OSError."""
@@ -28,7 +28,7 @@ class Outfit:
 
     def declare(self, topology: Directory, users: Mapping[str, int]) -> None:
         """From now on these are the machines: as :meth:`make`."""
-        disks = Disks(self._state, {entry.name: entry for entry in topology.machines})
+        disks = Disks(self._state, topology.entries)
         disks.make(users)
         self._topology, self.disks, self.users = topology, disks, users
 

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from retinue.cp.ring import Record
+from retinue.cp.records import Record
 from retinue.cp.syslog import ERROR, OURS
 from retinue.pipes import PathError
 

@@ -61,7 +61,7 @@ class Supervision:
 
     def servers_of(self, life: Life) -> list[Life]:
         """The machines that must be ready before this one; SYSLOG before everybody, and none that waits to be used."""
-        bases = {edge.to for edge in life.entry.uses if not edge.star and not edge.lazy}
+        bases = _waits_for(life)
         keeper = self._cp.topology.system.syslog
         if keeper is not None and keeper != life.name:
             bases.add(keeper)
@@ -76,8 +76,7 @@ class Supervision:
     async def _stop(self, life: Life) -> None:
         keeper = self._cp.topology.system.syslog
         for user in self._lives:
-            bases = {edge.to for edge in user.entry.uses if not edge.star and not edge.lazy}
-            if user is not life and (life.base in bases or (life.name == keeper and user.name != keeper)):
+            if user is not life and (life.base in _waits_for(user) or (life.name == keeper and user.name != keeper)):
                 await user.wait_for(lambda state: state in FINAL)
         if life.name == keeper:
             await self._cp.settle_records()
@@ -169,3 +168,8 @@ class Supervision:
             waited = running[0] if running else next(iter(self._lives))
             before = waited.state
             await waited.wait_until(lambda: waited.over or waited.state is not before)  # noqa: B023
+
+
+def _waits_for(life: Life) -> set[str]:
+    """The names behind the edges that make an order of start."""
+    return {edge.to for edge in life.entry.uses if not edge.star and not edge.lazy}

@@ -20,7 +20,7 @@ import trio
 
 from retinue.cp.broadcast import Broadcast
 from retinue.cp.journal import Journal
-from retinue.cp.ring import OVERHEAD, Record
+from retinue.cp.records import OVERHEAD, Record
 from retinue.cp.secrets import NO_SECRETS, Secrets
 from retinue.cp.source import Source
 from retinue.cp.tape import record_of

@@ -87,7 +87,7 @@ class ControlProgram:
         self.syslog = Syslog(secrets, journal)
         self.offences = Offences(self.syslog, nursery)
         self.certificates = Certificates(state_folder, self.syslog, self.name, secrets)
-        self.lives = {entry.name: Life(entry, self) for entry in topology.expanded().machines}
+        self.lives = {name: Life(entry, self) for name, entry in topology.entries.items()}
         self.supervision = Supervision(self)
         self.administration = Administration(self, declared)
         self.reception = Reception(self, nursery, lambda attended: self.keep())

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import attrs
 import msgpack
 
-from retinue.cp.ring import Record
+from retinue.cp.records import Record
 
 # Bytes of one block, the unit in which records are let go of: some thousand records.
 BLOCK: Final = 128 * 1024

@@ -12,12 +12,11 @@ from retinue.cp.cli.command import json_option, selection, state_option, system_
 from retinue.cp.cli.completing import complete_machines
 from retinue.cp.cli.errors import OK
 from retinue.cp.cli.listings import COUNT_MAX, count_option
-from retinue.cp.cli.output import DIM, RED, YELLOW, Paint, colour_wanted, neutralise, say, tell, to_json
+from retinue.cp.cli.output import DIM, RED, YELLOW, Paint, colour_wanted, neutralise, say, to_json
 from retinue.cp.cli.systems import find_system
 
 if TYPE_CHECKING:
     from retinue.cp.runtime import Running
-    from retinue.pipes import Path
 
 _COLOURS: Final = {"READY": "32", "ABEND": RED, "BROKEN": RED, "FAILED": RED, "WAITING": YELLOW}
 
@@ -56,33 +55,12 @@ async def _events(system: "Running", name: str | None, follow: bool, count: int,
 
 
 async def _follow(system: "Running", name: str | None, last: int, form: "EventFormat", as_json: bool) -> None:
-    from retinue.cp.cli.following import Ending, keep_up, place_of
-    from retinue.cp.cli.session import ask
+    from retinue.cp.cli.following import show_all
 
-    def lost(count: Any) -> None:
-        from retinue.cp.cli.records import lost_line
+    def show(event: Mapping[str, Any]) -> None:
+        say(to_json(event, indent=None) if as_json else form.line(event))
 
-        say(to_json({"lost": count}, indent=None) if as_json else lost_line(count))
-
-    async def begin(path: "Path", again: bool) -> None:
-        nonlocal last
-        if again and (place := await place_of(path, system, last)) < last:
-            last = place
-            lost(None)
-        await ask(path, system, "events", machine=name, after=last, follow=True)
-
-    def take(kind: str, content: Mapping[str, Any]) -> bool:
-        nonlocal last
-        if kind == "event":
-            last = content["seq"]
-            say(to_json(content, indent=None) if as_json else form.line(content))
-        elif kind == "lost":
-            lost(content.get("count"))
-        return True
-
-    if await keep_up(system, begin, take) is Ending.TORN:
-        lost(None)
-    tell(f"-- {system.system} has ended --")
+    await show_all(system, ("events", {"machine": name, "follow": True}), last, "event", show, as_json=as_json)
 
 
 class EventFormat:

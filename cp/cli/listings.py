@@ -23,7 +23,6 @@ from retinue.cp.cli.output import (
     say,
     size,
     table,
-    tell,
     to_json,
     width,
 )
@@ -31,7 +30,6 @@ from retinue.cp.cli.systems import find_system
 
 if TYPE_CHECKING:
     from retinue.cp.runtime import Running
-    from retinue.pipes import Path
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -156,33 +154,14 @@ async def _logs(system: "Running", name: str | None, follow: bool, count: int, a
 
 
 async def _follow(system: "Running", name: str | None, last: int, form: Any, as_json: bool) -> None:
-    from retinue.cp.cli.following import Ending, keep_up, place_of
-    from retinue.cp.cli.session import ask
+    from retinue.cp.cli.following import show_all
 
-    def lost(count: Any) -> None:
-        from retinue.cp.cli.records import lost_line
+    def show(record: Mapping[str, Any]) -> None:
+        _print_record(record, form, as_json)
 
-        say(to_json({"lost": count}, indent=None) if as_json else lost_line(count))
-
-    async def begin(path: "Path", again: bool) -> None:
-        nonlocal last
-        if again and (place := await place_of(path, system, last)) < last:
-            last = place
-            lost(None)
-        await ask(path, system, "follow", machine=name, events=False, records=True, after=last)
-
-    def take(kind: str, content: Mapping[str, Any]) -> bool:
-        nonlocal last
-        if kind == "record":
-            last = content["seq"]
-            _print_record(content, form, as_json)
-        elif kind == "lost":
-            lost(content.get("count"))
-        return True
-
-    if await keep_up(system, begin, take) is Ending.TORN:
-        say(to_json({"lost": None}, indent=None) if as_json else "-- the last records may be missing --")
-    tell(f"-- {system.system} has ended --")
+    asked = "follow", {"machine": name, "events": False, "records": True}
+    torn = "-- the last records may be missing --"
+    await show_all(system, asked, last, "record", show, as_json=as_json, torn=torn)
 
 
 def _print_record(record: Mapping[str, Any], form: Any, as_json: bool) -> None:

@@ -206,12 +206,6 @@ def severed_because(error: PathSevered | PathClosed) -> str:
     return ""
 
 
-async def machine_names(path: Path, system: runtime.Running) -> list[str]:
-    """The names of all machines, in the order of the topology."""
-    listing = await ask(path, system, "ps")
-    return [str(machine["name"]) for machine in listing["machines"]]
-
-
 def message_of(body: Any) -> tuple[str, Mapping[str, Any]]:
     """A one-way message of the control program as (kind, contents). Raises CommandError for anything else."""
     if isinstance(body, list) and len(body) == 2 and isinstance(body[0], str) and isinstance(body[1], Mapping):

@@ -336,6 +336,11 @@ class Directory:
         )
         return evolve(self, machines=entries)
 
+    @property
+    def entries(self) -> dict[str, MachineEntry]:
+        """The machines of :meth:`expanded` by name; made anew each time."""
+        return {entry.name: entry for entry in self.expanded().machines}
+
     def line(self, *keys: str | int) -> int:
         """The line of a key path such as ``("machines", "SHOP", "storage")``, counted from 1.
 

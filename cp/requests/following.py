@@ -8,8 +8,8 @@ import trio
 
 from retinue.cp.broadcast import Follower
 from retinue.cp.circuit import label
+from retinue.cp.records import Record, newest
 from retinue.cp.requests.arguments import known, take
-from retinue.cp.ring import Record, Ring
 from retinue.cp.syslog import CRITICAL, OURS
 from retinue.cp.tap import RECORDED, SHOWN, Lost, Tap, TapFailed
 from retinue.pipes import PathError, Rejected
@@ -37,7 +37,7 @@ async def logs(asker: "OperatorPath", arguments: dict[str, Any]) -> Any:
     machine, count = take(arguments, {"machine": (str, None), "count": (int, 100)})
     _known(asker.cp, machine)
     records = await asker.cp.records(machine, max(0, min(count, MOST_RECORDS)))
-    return {"records": list(Ring(MOST_RECORDS, ANSWER_ROOM, records))}
+    return {"records": newest(records, MOST_RECORDS, ANSWER_ROOM)}
 
 
 async def follow(asker: "OperatorPath", arguments: dict[str, Any]) -> Any:

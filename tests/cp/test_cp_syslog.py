@@ -16,7 +16,7 @@ from tests.leaks import assert_none_left, descriptors
 
 from retinue.cp import syslog as module
 from retinue.cp.journal import KEEP, LEAST_ROOM, Journal
-from retinue.cp.ring import Record
+from retinue.cp.records import Record
 from retinue.cp.syslog import MAX_LINE, MAX_LINES, Syslog, checked_records
 from retinue.cp.tape import BLOCK
 from retinue.pipes import Message, Path, Rejected, SocketTransport, memory_pair, open_path, socket_pair, wire

@@ -22,7 +22,7 @@ from tests.leaks import assert_none_left, descriptors
 from retinue.cp import journal as module
 from retinue.cp.journal import ATTEMPTS, KEEP, LEAST_ROOM, Journal, JournalUnusable
 from retinue.cp.layout import MACHINES, SOURCES, STATE_ROOM, STATES_AT
-from retinue.cp.ring import Record
+from retinue.cp.records import Record
 from retinue.cp.syslog import Syslog
 from retinue.cp.tape import BLOCK
 from retinue.pipes import socket_pair, wire

@@ -16,10 +16,8 @@ from retinue.cp import directory
 from retinue.cp.declaration import KEY as DECLARATION
 from retinue.cp.declaration import Declaration
 from retinue.cp.directory.secrets import read_values
-from retinue.cp.journal import Journal
+from retinue.cp.kept import kept_journal, kept_operators
 from retinue.cp.life import Life
-from retinue.cp.main import JOURNAL, OPERATORS
-from retinue.cp.operator_socket import listen_operator, take_listener
 from retinue.cp.simulation.host import SimulatedHost
 from retinue.cp.simulation.nucleus import End, Nucleus, open_nucleus
 from retinue.cp.simulation.scheduler import scheduler
@@ -103,8 +101,8 @@ class SimulatedSystem:
         else:
             declared = Declaration(self.topology, {}, self._values)
         with ExitStack() as undo:
-            journal = undo.enter_context(contextlib.closing(self._journal(host)))
-            operators = undo.enter_context(self._operators(host))
+            journal = undo.enter_context(contextlib.closing(kept_journal(host)))
+            operators = undo.enter_context(kept_operators(host, self._folder))
             async with trio.open_nursery() as nursery:
                 cp = ControlProgram(declared, host, self._folder / "state", nursery, journal=journal)
                 follower = undo.enter_context(cp.syslog.broadcast.follow())
@@ -117,20 +115,6 @@ class SimulatedSystem:
                     finally:
                         self._forget(cp)
                 nursery.cancel_scope.cancel()
-
-    def _journal(self, host: SimulatedHost) -> Journal:
-        if (kept := host.restored.kept.get(JOURNAL)) is not None:
-            return Journal.adopt(*kept.descriptors)
-        journal = Journal.create()
-        host.keep(JOURNAL, {}, [journal.fileno()])
-        return journal
-
-    def _operators(self, host: SimulatedHost) -> socket.socket:
-        if (kept := host.restored.kept.get(OPERATORS)) is not None:
-            return take_listener(*kept.descriptors)
-        listener = listen_operator(self._folder)
-        host.keep(OPERATORS, {}, [listener.fileno()])
-        return listener
 
     @asynccontextmanager
     async def _recorded(self, cp: ControlProgram) -> AsyncIterator[None]:

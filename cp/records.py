@@ -1,0 +1,28 @@
+"""Records as the control program has them, and how many of them fit an answer."""
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+Record = dict[str, Any]
+
+# What a record costs beside its text: the dictionary, its numbers and its short strings.
+OVERHEAD = 600
+
+
+def weight(record: Record) -> int:
+    """About how many bytes a record keeps."""
+    fields = record["fields"]
+    return OVERHEAD + len(record["message"]) + (sum(len(str(value)) for value in fields.values()) if fields else 0)
+
+
+def newest(records: Sequence[Record], most: int, room: int) -> list[Record]:
+    """The newest of ``records``: at most ``most`` of at most ``room`` bytes together, but always the last one."""
+    found: list[Record] = []
+    for record in islice(reversed(records), most):
+        room -= weight(record)
+        if found and room < 0:
+            break
+        found.append(record)
+    found.reverse()
+    return found
