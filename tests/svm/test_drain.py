@@ -11,7 +11,7 @@ import trio.testing
 from tests.leaks import assert_none_left, descriptors
 from tests.svm.succession import Cp, Program, control_program, living
 
-from retinue.pipes import Path, PathError, PathSevered, Rejected, SocketTransport, Transport, open_path
+from retinue.pipes import Message, Path, PathError, PathSevered, Rejected, SocketTransport, Transport, open_path
 from retinue.svm import runtime
 from retinue.svm.asgi import DRAIN_TIME
 from retinue.svm.drain import SETTLE
@@ -138,6 +138,10 @@ async def test_replacements_under_load(program: Program, main: str) -> None:
             else:
                 answered[await path.call(number)] += 1
 
+    async def no_caller(_: Message) -> None:
+        # At the end a caller may leave while it waits for another descriptor: the machine's end hears no word of it.
+        raise Rejected("severed", "the caller has left")
+
     async def clients(opened: list[Path]) -> None:
         async with trio.open_nursery() as nursery:
             for each in range(40):
@@ -152,6 +156,7 @@ async def test_replacements_under_load(program: Program, main: str) -> None:
         async def live_until_replaced(started: trio.Event, leave: trio.Event) -> None:
             nonlocal board
             async with living() as life, control_program(life) as cp:
+                cp.connect = no_caller
                 await cp.start(name, **more)
                 if board is None:
                     board = Board(cp)
