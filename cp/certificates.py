@@ -17,12 +17,13 @@ from typing import Any, Final
 import attrs
 import trio
 
+from retinue.cp.checking import OURS
 from retinue.cp.death import Cause
 from retinue.cp.host.interface import Exit
 from retinue.cp.postmortem import MESSAGES, checked_message, shortened, trace
 from retinue.cp.records import Record
 from retinue.cp.secrets import NO_SECRETS, Secrets
-from retinue.cp.syslog import OURS, WARNING, Syslog
+from retinue.cp.syslog import WARNING, Syslog
 
 __all__ = ["Certificate", "Certificates", "kept_names", "read"]
 

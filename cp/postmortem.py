@@ -9,8 +9,9 @@ from typing import Any, Final, Protocol
 
 import trio
 
+from retinue.cp.checking import OURS
 from retinue.cp.records import Record
-from retinue.cp.syslog import ERROR, OURS
+from retinue.cp.syslog import ERROR
 from retinue.pipes import PathError
 
 # Messages of one edge that are told.

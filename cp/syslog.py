@@ -13,32 +13,27 @@ import socket
 import termios
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
 import trio
 
 from retinue.cp.broadcast import Broadcast
+from retinue.cp.checking import OURS, Body, checked_body
 from retinue.cp.journal import Journal
+from retinue.cp.keeper import Keeper
 from retinue.cp.records import OVERHEAD, Record
 from retinue.cp.secrets import NO_SECRETS, Secrets
 from retinue.cp.source import Source
 from retinue.cp.tape import record_of
-from retinue.pipes import Path, PathError, ProtocolViolation, Rejected, wire
+from retinue.pipes import ProtocolViolation, wire
 from retinue.pipes.beat import Beat, read_beat
 
-# Records in one message to SYSLOG: large enough that a transaction pays, small enough to be written in milliseconds.
-BATCH: Final = 500
-BATCH_ROOM: Final = 1024 * 1024
-# Seconds until a batch that SYSLOG could not store is offered again.
-RETRY: Final = 1.0
-# Seconds until a path to a SYSLOG that has just ended one is asked for again.
-AGAIN: Final = 0.1
+# Records on one page of the oldest ones, and about the bytes of it.
+PAGE: Final = 500
+PAGE_ROOM: Final = 1024 * 1024
 # Seconds a descriptor that was read empty is left alone, so that what comes meanwhile is read at once: shorter than its
 # buffer (some 250 small records) takes to fill at 50,000 records a second.
 PAUSE: Final = 0.005
-# Seconds a small batch may wait for more records. Each batch costs SYSLOG a transaction.
-GATHER: Final = 0.05
 # Packets or records read from one machine before the others get their turn.
 TURN: Final = 256
 # Bytes of packets that are committed together: a commit costs as much as a record.
@@ -48,21 +43,10 @@ MAX_LINE: Final = 8 * 1024
 # Lines of one packet of console text that become a record each; the rest of them come together in records of MAX_LINE.
 # Sixty thousand empty lines fit a packet.
 MAX_LINES: Final = 256
-# Values in the fields of one record, and how deep they may be nested: more costs every reader more than it tells.
-MAX_VALUES: Final = 256
-MAX_DEPTH: Final = 8
-
-# No record is from after the year 5138: a time beyond it is no time, and would not format as one.
-LATEST: Final = 1e11
-
-# The logger of what the control program itself says, also for a machine; no machine may use the name.
-OURS: Final = "retinue.cp"
-
 NOTICE, WARNING, ERROR, CRITICAL, INFO = 5, 4, 3, 2, 6
 
 # The head of a SEND frame without descriptors; never the first byte of a text in UTF-8.
 _SEND: Final = 0x93
-Body = list[Any]  # of a record: time, severity, logger, message, fields
 
 
 class Syslog:
@@ -80,9 +64,7 @@ class Syslog:
         """Tells the records of this run of the system from those of others: sequence numbers begin anew."""
         self._decoder = wire.Decoder()
         self.broadcast = Broadcast()
-        self._came = trio.Event()
-        self._stored = trio.Event()
-        self._urgent = 0  # how many wait for everything to be stored
+        self.keeper = Keeper(self)
         if (left := self.journal.left) is not None:
             source, packets = left
             for packet in packets:
@@ -95,6 +77,10 @@ class Syslog:
     ) -> Record:
         """A record of the control program's own, or one it writes for a machine."""
         return self._write(severity, message, machine, generation, fields or {})
+
+    def write_told(self, severity: int, message: str, machine: str, fields: Any) -> None:
+        """A record that says how many of a machine were lost in here: they are told with it."""
+        self._write(severity, message, machine, 0, fields, told=True)
 
     def _write(
         self, severity: int, message: str, machine: str, generation: int, fields: Any, *, told: bool = False
@@ -113,7 +99,7 @@ class Syslog:
 
     def _publish(self, machine: str, generation: int, first: int, bodies: Iterable[Body]) -> None:
         """Hand on what is in the journal."""
-        self._came.set()
+        self.keeper.notice()
         if self.broadcast.followed:
             for seq, body in enumerate(bodies, first):
                 self.broadcast.publish(["record", record_of(seq, machine, generation, body)])
@@ -244,7 +230,7 @@ class Syslog:
         self, source: Source, untrusted_packet: memoryview | bytes, frames: list[wire.Frame], bodies: list[Body]
     ) -> None:
         for frame in frames:
-            body = _checked(frame)
+            body = checked_body(frame)
             if body is None:
                 self._console(source, untrusted_packet, bodies)
                 return
@@ -301,13 +287,13 @@ class Syslog:
         found.reverse()
         return found
 
-    def since(self, after: int, machine: str | None = None, *, most: int = BATCH) -> list[Record]:
+    def since(self, after: int, machine: str | None = None, *, most: int = PAGE) -> list[Record]:
         """The oldest records there are here after a number, also one of an earlier control program: a page of them.
 
         Numbers of all machines follow each other: of those that are missing among all, nothing is here any more.
         """
         page: list[Record] = []
-        room = BATCH_ROOM
+        room = PAGE_ROOM
         for size, record in self.journal.oldest(machine, after=after):
             room -= size + OVERHEAD
             if page and (room < 0 or len(page) >= most):
@@ -329,62 +315,6 @@ class Syslog:
         """The sequence number of the newest record; 0 before the first."""
         return self.journal.last
 
-    # -- keeping ---------------------------------------------------------------------------------------------------
-
-    async def keep(self, connect: Callable[[], AbstractAsyncContextManager[Path]]) -> None:
-        """Hand every record, from the first one on, to the machine that keeps them; runs until it is cancelled.
-
-        ``connect`` opens a path to that machine, waiting while it is not there. A batch leaves the backlog when the
-        machine has answered that it is stored. It is offered again by the next control program if this one is killed
-        before it has taken note of the answer: a record is known by its run and its number.
-        """
-        self.journal.keep()
-        while True:
-            try:
-                async with connect() as path:
-                    await self._pour(path)
-            except* PathError:
-                pass  # it died, or was not ready after all: again
-            await trio.sleep(AGAIN)
-
-    async def _pour(self, path: Path) -> None:
-        journal = self.journal
-        while True:
-            while not journal.unkept and not journal.lost:
-                self._came = trio.Event()
-                await self._came.wait()
-            for machine, lost in journal.lost.items():
-                text = f"-- {lost} records of {machine} lost: the syslog machine was away for too long --"
-                self._write(WARNING, text, machine, 0, {"lost": lost}, told=True)
-            if journal.unkept < BATCH and not self._urgent:
-                await trio.sleep(GATHER)
-            batch = self.since(journal.stored)
-            journal.offered = batch[-1]["seq"]
-            try:
-                await path.call(["store", {"run": self.run, "records": batch}])
-            except Rejected:
-                # It said why in a record of its own; the batch stays here until its disk takes it.
-                await trio.sleep(RETRY)
-                continue
-            journal.store(batch)
-            self._stored.set()
-            self._stored = trio.Event()
-
-    async def settle(self) -> None:
-        """Until every record there is now has been stored; at once when nobody keeps them."""
-        last = self.last
-        self._urgent += 1
-        try:
-            while self.journal.keeping and self.unkept and self.journal.stored < last:
-                await self._stored.wait()
-        finally:
-            self._urgent -= 1
-
-    @property
-    def unkept(self) -> int:
-        """How many records wait for the machine that keeps them."""
-        return self.journal.unkept if self.journal.keeping else 0
-
 
 def _ended(sock: socket.socket) -> bool:
     """Whether nobody can write any more and all was read; an empty read may also be an empty packet before others."""
@@ -394,81 +324,3 @@ def _ended(sock: socket.socket) -> bool:
         return False
     # Of SOCK_SEQPACKET the kernel tells the bytes of all packets (unix(7), SIOCINQ).
     return fcntl.ioctl(sock, termios.FIONREAD, bytes(4)) == bytes(4)
-
-
-def _checked(untrusted_frame: wire.Frame) -> Body | None:
-    """The body of a record's frame, or None when it is something else."""
-    if len(untrusted_frame) != 3 or untrusted_frame[0] != 1 or untrusted_frame[1] < 0:  # a SEND
-        return None
-    body = untrusted_frame[2]
-    if type(body) is not list or len(body) != 5:
-        return None
-    when, severity, logger, message, fields = body
-    if type(when) is not float or type(severity) is not int or not 0 <= severity <= 7:
-        return None
-    if type(logger) is not str or type(message) is not str or type(fields) is not dict:
-        return None
-    if not 0.0 <= when < LATEST:
-        return None
-    if fields and not _modest(fields):
-        body[4] = {"cut": f"more than {MAX_VALUES} values, deeper than {MAX_DEPTH}, or keys that are no texts"}
-    if logger.startswith(OURS):
-        body[2] = f"not {logger}"[:256]
-    elif len(logger) > 256:
-        body[2] = logger[:256]
-    return body
-
-
-def checked_records(untrusted_answer: Any) -> list[Record]:
-    """The records in the answer of the machine that keeps them; Rejected ``bad-answer`` when they are none."""
-    match untrusted_answer:
-        case {"records": list(untrusted)} if all(map(_is_record, untrusted)):
-            return untrusted
-    raise Rejected("bad-answer", "it did not answer with records")
-
-
-# What a record is made of, apart from its time.
-_SHAPE: Final[dict[str, type]] = {
-    "seq": int,
-    "machine": str,
-    "generation": int,
-    "severity": int,
-    "logger": str,
-    "message": str,
-    "fields": dict,
-}
-
-
-def _is_record(untrusted: Any) -> bool:
-    return (
-        type(untrusted) is dict
-        and untrusted.keys() == _SHAPE.keys() | {"time"}
-        and all(type(untrusted[name]) is kind for name, kind in _SHAPE.items())
-        and type(untrusted["time"]) is float
-        and _modest(untrusted["fields"])
-    )
-
-
-def _modest(untrusted_fields: dict[Any, Any]) -> bool:
-    """Whether fields are few and flat enough to be carried on and stored as they are."""
-    for key, value in untrusted_fields.items():
-        if type(key) is not str or type(value) is dict or type(value) is list:
-            break
-    else:
-        return len(untrusted_fields) <= MAX_VALUES
-    left = MAX_VALUES
-    level: list[Any] = [untrusted_fields]
-    for _ in range(MAX_DEPTH):
-        below: list[Any] = []
-        for each in level:
-            left -= len(each)
-            if left < 0:
-                return False
-            if type(each) is dict and not all(type(key) is str for key in each):
-                return False
-            values = each.values() if type(each) is dict else each
-            below += [value for value in values if type(value) in (dict, list)]
-        if not below:
-            return True
-        level = below
-    return False

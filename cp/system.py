@@ -43,10 +43,10 @@ from retinue.cp.selftest import Report, profiles, self_test
 from retinue.cp.states import State
 from retinue.cp.supervision import Supervision
 from retinue.cp.switchboard import Switchboard
-from retinue.cp.syslog import CRITICAL, ERROR, INFO, NOTICE, WARNING, Syslog, checked_records
+from retinue.cp.syslog import CRITICAL, ERROR, INFO, NOTICE, WARNING, Syslog
 from retinue.cp.users import given_users
 from retinue.cp.watch import Watch
-from retinue.pipes import Path, PathError
+from retinue.pipes import Path
 
 EXIT_FAILED: Final = 1
 EXIT_CANNOT_CREATE: Final = 73  # EX_CANTCREAT
@@ -58,8 +58,6 @@ FAREWELL: Final = 2.0
 SETTLED: Final = 1.0
 # Characters of the reason of an end that the next control program is told, and the nucleus.
 TEXT: Final = 8000
-# Seconds a query of the kept records may take before the ring answers instead.
-QUERY_LIMIT: Final = 10.0
 
 
 class ControlProgram:
@@ -99,7 +97,6 @@ class ControlProgram:
         self.self_test: Report | None = None
         self._since = time.time()
         self._over = trio.Event()
-        self._keeping: Path | None = None
         self._machines: trio.Nursery | None = None
         self._ending: list[Any] | None = None  # how, text and exit code of the end that has begun
 
@@ -394,9 +391,9 @@ class ControlProgram:
 
     async def settle_records(self) -> None:
         """Until the machine that keeps the records has them all, if it is there."""
-        if self._keeping is not None:
+        if self.syslog.keeper.there:
             with trio.move_on_after(GRACE):
-                await self.syslog.settle()
+                await self.syslog.keeper.settle()
 
     # -- what the host tells -------------------------------------------------------------------------------------------
 
@@ -428,26 +425,12 @@ class ControlProgram:
         async def connect() -> AsyncIterator[Path]:
             await keeper.wait_until(lambda: keeper.ready)
             async with self.switchboard.open_to("*LOG", keeper) as path:
-                self._keeping = path
                 try:
                     yield path
                 finally:
-                    self._keeping = None
                     self.offences.tell_violation(keeper.name, path)
 
-        await self.syslog.keep(connect)
-
-    async def records(self, machine: str | None, count: int) -> list[dict[str, Any]]:
-        """The newest records, oldest first: from the machine that keeps them, else from the control program's ring."""
-        if (path := self._keeping) is not None:
-            with trio.move_on_after(QUERY_LIMIT):
-                try:
-                    await self.syslog.settle()
-                    answer = await path.call(["query", {"machine": machine, "count": count}])
-                    return checked_records(answer)
-                except PathError as exc:
-                    self.syslog.write(NOTICE, f"the syslog machine did not answer a query: {exc}")
-        return self.syslog.recent(machine, count)
+        await self.syslog.keeper.run(connect)
 
     # -- listings ------------------------------------------------------------------------------------------------------
 
@@ -464,7 +447,7 @@ class ControlProgram:
             "since": self._since,
             "version": __version__,
             "paths": self.switchboard.open_paths,
-            "unkept_records": self.syslog.unkept,
+            "unkept_records": self.syslog.keeper.unkept,
             "seal": [attrs.asdict(layer) for layer in self.host.seal_report()],
             "limits": [attrs.asdict(limit) for limit in self.host.limits_report()],
             "self_test": None if self.self_test is None else self.self_test.as_dict(),

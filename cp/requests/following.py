@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from retinue.cp.broadcast import Follower
+from retinue.cp.checking import OURS
 from retinue.cp.circuit import label
 from retinue.cp.records import Record, newest
 from retinue.cp.requests.arguments import known, take
-from retinue.cp.syslog import CRITICAL, OURS
+from retinue.cp.syslog import CRITICAL
 from retinue.cp.tap import RECORDED, SHOWN, Lost, Tap, TapFailed
 from retinue.pipes import PathError, Rejected
 
@@ -36,7 +37,7 @@ Wanted = Callable[[Any], Any]
 async def logs(asker: "OperatorPath", arguments: dict[str, Any]) -> Any:
     machine, count = take(arguments, {"machine": (str, None), "count": (int, 100)})
     _known(asker.cp, machine)
-    records = await asker.cp.records(machine, max(0, min(count, MOST_RECORDS)))
+    records = await asker.cp.syslog.keeper.records(machine, max(0, min(count, MOST_RECORDS)))
     return {"records": newest(records, MOST_RECORDS, ANSWER_ROOM)}
 
 
@@ -68,7 +69,7 @@ async def events(asker: "OperatorPath", arguments: dict[str, Any]) -> Any:
 
     if on:
         return await _begin(asker, "CP", wanted, after)
-    records = await asker.cp.records("CP", MOST_RECORDS)
+    records = await asker.cp.syslog.keeper.records("CP", MOST_RECORDS)
     found = [event for event in map(event_of, records) if event is not None and machine in (None, event["machine"])]
     if after is not None:
         found = [event for event in found if event["seq"] > after]

@@ -50,12 +50,12 @@ async def read(log: Syslog, ends: dict[str, socket.socket], database: str | None
     """What a control program does with the log."""
     async with trio.open_nursery() as nursery:
         if database is not None:
-            nursery.start_soon(log.keep, lambda: connect(Store(database, EVERYTHING)))
+            nursery.start_soon(log.keeper.run, lambda: connect(Store(database, EVERYTHING)))
         async with trio.open_nursery() as readers:
             for machine, end in ends.items():
                 readers.start_soon(log.read, machine, 1, end)
         if database is not None:
-            await log.settle()
+            await log.keeper.settle()
         nursery.cancel_scope.cancel()
 
 
@@ -133,7 +133,7 @@ def main(kills: int, count: int, seed: int, database: str | None) -> dict[str, A
         "status": status,
         "run": log.run == run,
         "last": log.last,
-        "unkept": log.unkept,
+        "unkept": log.keeper.unkept,
         "contiguous": all(b["seq"] == a["seq"] + 1 for a, b in itertools.pairwise(found)),
         "complete": {
             name: texts[name] == [f"{word[name]} {number}" for number in range(1, count + 1)] for name in MACHINES

@@ -14,10 +14,12 @@ import trio
 import trio.testing
 from tests.leaks import assert_none_left, descriptors
 
-from retinue.cp import syslog as module
+from retinue.cp import keeper as module
+from retinue.cp import syslog as reading
+from retinue.cp.checking import checked_records
 from retinue.cp.journal import KEEP, LEAST_ROOM, Journal
 from retinue.cp.records import Record
-from retinue.cp.syslog import MAX_LINE, MAX_LINES, Syslog, checked_records
+from retinue.cp.syslog import MAX_LINE, MAX_LINES, Syslog
 from retinue.cp.tape import BLOCK
 from retinue.pipes import Message, Path, Rejected, SocketTransport, memory_pair, open_path, socket_pair, wire
 from retinue.pipes.beat import Beat
@@ -401,7 +403,7 @@ async def keeping(log: Syslog, keeper: Keeper, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "AGAIN", 0.001)
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(log.keep, keeper.connect)
+            nursery.start_soon(log.keeper.run, keeper.connect)
             await trio.testing.wait_all_tasks_blocked()
             yield
             nursery.cancel_scope.cancel()
@@ -413,10 +415,10 @@ async def test_everything_is_kept_from_the_first_record_on(monkeypatch: pytest.M
     for _ in range(1200):
         log.write(5, "early")
     async with keeping(log, keeper, monkeypatch):
-        await log.settle()
+        await log.keeper.settle()
         log.write(5, "late")
-        await log.settle()
-        assert log.unkept == 0
+        await log.keeper.settle()
+        assert log.keeper.unkept == 0
     assert keeper.seqs() == list(range(1, 1202))
     assert max(keeper.batches) <= module.BATCH
     assert keeper.runs == {log.run}
@@ -428,9 +430,9 @@ async def test_batches_are_bounded_in_size(monkeypatch: pytest.MonkeyPatch) -> N
     for _ in range(60):
         log.write(5, "x" * 30_000)
     async with keeping(log, keeper, monkeypatch):
-        await log.settle()
+        await log.keeper.settle()
     assert keeper.seqs() == list(range(1, 61))
-    assert max(keeper.batches) * 30_000 <= module.BATCH_ROOM
+    assert max(keeper.batches) * 30_000 <= reading.PAGE_ROOM
 
 
 async def test_settle_without_a_keeper_is_done() -> None:
@@ -438,8 +440,8 @@ async def test_settle_without_a_keeper_is_done() -> None:
     log = Syslog()
     log.write(5, "x")
     with trio.fail_after(1):
-        await log.settle()
-    assert log.unkept == 0
+        await log.keeper.settle()
+    assert log.keeper.unkept == 0
 
 
 async def test_batch_that_is_refused_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,7 +459,7 @@ async def test_batch_that_is_refused_comes_again(monkeypatch: pytest.MonkeyPatch
     log.write(5, "one")
     async with keeping(log, keeper, monkeypatch):
         log.write(5, "two")
-        await log.settle()
+        await log.keeper.settle()
     assert refusals == 0
     assert keeper.seqs() == [1, 2]
     assert keeper.paths == 1
@@ -480,7 +482,7 @@ async def test_keeper_that_dies_in_the_middle_of_a_batch(monkeypatch: pytest.Mon
         log.write(5, "x")
     async with keeping(log, keeper, monkeypatch):
         log.write(5, "y")
-        await log.settle()
+        await log.keeper.settle()
     assert keeper.seqs() == [1, 2, 3, 4]
     assert keeper.paths == 4
 
@@ -503,7 +505,7 @@ async def test_keeper_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) ->
     keeper = Unreachable()
     log.write(5, "x")
     async with keeping(log, keeper, monkeypatch):
-        await log.settle()
+        await log.keeper.settle()
     assert failures == 0
     assert keeper.seqs() == [1]
 
@@ -518,11 +520,11 @@ async def test_records_dropped_from_a_full_backlog_are_counted(monkeypatch: pyte
             log.write(5, f"quiet {number}", machine="QUIET")
         for number in range(2000):
             log.write(5, f"{number} " + "x" * 10_000, machine="LOUD")
-        assert (log.unkept - 50) * 10_000 <= LEAST_ROOM
+        assert (log.keeper.unkept - 50) * 10_000 <= LEAST_ROOM
         go.set()
-        await log.settle()
+        await log.keeper.settle()
         await trio.testing.wait_all_tasks_blocked()
-        await log.settle()
+        await log.keeper.settle()
     lost = [each for each in keeper.stored if "lost" in each["message"]]
     assert [(each["machine"], each["logger"]) for each in lost] == [("LOUD", "retinue.cp")]
     stored = [each for each in keeper.stored if each["machine"] == "LOUD" and "lost" not in each["message"]]
@@ -683,10 +685,10 @@ async def test_batch_whose_answer_died_with_the_control_program_is_offered_again
             while not keeper.stored:
                 await trio.lowlevel.checkpoint()
     then = successor(log)
-    assert then.unkept == 10
+    assert then.keeper.unkept == 10
     async with keeping(then, keeper, monkeypatch):
         then.write(5, "more")
-        await then.settle()
+        await then.keeper.settle()
     assert sorted(set(keeper.seqs())) == [*range(1, 12)]
     assert keeper.runs == {log.run}
 
