@@ -41,6 +41,7 @@ class Scheduler(trio.abc.Instrument):
         self._threshold: float | None = None
         self._limiter = trio.to_thread.current_default_thread_limiter()
         self._threads: float = 0
+        self._starting: set[trio.lowlevel.Task] = set()
         token: Any = trio.lowlevel.current_trio_token()
         self._reports: deque[Any] = token._reentry_queue.queue  # where threads put what they want of the run
 
@@ -64,6 +65,9 @@ class Scheduler(trio.abc.Instrument):
         """Threads: a virtual clock must not jump while one works, for nobody waits for time then."""
         before, self._threads = self._threads, self._limiter.borrowed_tokens
         if self._threads > before:
+            self._starting.add(task)  # it has leave to start a thread, and does so in its next step
+        elif task in self._starting:
+            self._starting.discard(task)
             # Without this it would be real time that decides what happens first.
             give_up = time.monotonic() + PATIENCE
             while not self._reports and time.monotonic() < give_up:
