@@ -1,5 +1,7 @@
 """What happens to a machine while something else is happening to it, or to the control program."""
 
+import mmap
+import os
 import pathlib
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -351,6 +353,20 @@ async def test_a_machine_says_more_than_can_be_kept(autojump_clock: MockClock, t
             pass
     assert failure.value.end.how == "failed"
     assert failure.value.end.exit_code == 78
+
+
+async def test_a_journal_of_another_version_is_given_up_in_so_many_words(autojump_clock: MockClock) -> None:
+    async with open_system(machines("A"), fakes={"A": ready}) as system:
+        descriptor = os.memfd_create("journal")
+        try:
+            os.write(descriptor, b"another layout".ljust(mmap.PAGESIZE, b"."))
+            system.nucleus.keep("journal", {}, [descriptor])
+        finally:
+            os.close(descriptor)
+        system.kill_control_program()
+        await system.wait_ready()
+        await system.wait_record("a layout that this program does not know: records that were not stored are lost")
+        assert system["A"].generation == 1
 
 
 # -- orders ------------------------------------------------------------------------------------------------------------

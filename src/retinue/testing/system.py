@@ -80,7 +80,7 @@ class SimulatedSystem:
         self._edges = set(edges)
         self._record = record
         self._records: list[dict[str, Any]] = []
-        self._taken = 0  # the number of the last of them
+        self._taken = ("", 0)  # the newest record taken: its run and its number
 
     # -- the control program -------------------------------------------------------------------------------------------
 
@@ -266,8 +266,10 @@ class SimulatedSystem:
 
     def _take_records(self) -> None:
         if self._cp is not None:
-            self._records += self._cp.syslog.recent(None, MOST_RECORDS, after=self._taken)
-            self._taken = self._cp.syslog.last
+            syslog = self._cp.syslog
+            run, taken = self._taken
+            self._records += syslog.recent(None, MOST_RECORDS, after=taken if run == syslog.run else 0)
+            self._taken = syslog.run, syslog.last
 
     def printed(self, machine: str) -> list[str]:
         """What a machine has printed, line by line."""
