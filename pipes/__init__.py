@@ -23,6 +23,9 @@ from retinue.pipes.path import Path as Path
 from retinue.pipes.path import open_path as open_path
 from retinue.pipes.states import State as State
 from retinue.pipes.stream import PathStream as PathStream
+from retinue.pipes.traces import new_trace as new_trace
+from retinue.pipes.traces import trace as trace
+from retinue.pipes.traces import tracing as tracing
 from retinue.pipes.transport import MemoryTransport as MemoryTransport
 from retinue.pipes.transport import SocketTransport as SocketTransport
 from retinue.pipes.transport import Transport as Transport

@@ -54,7 +54,7 @@ BIN32: Final = 0xC6
 _INT64: Final = 0xD3
 # What is before the body of a draft, whatever its number is; and how much may be behind it.
 _HEAD: Final = struct.Struct(">BBBqBI")
-_TAIL: Final = 16
+_TAIL: Final = 32
 
 _FUTURE_WRITE: Final = 0x10  # F_SEAL_FUTURE_WRITE, since Linux 5.1
 _POPULATE_WRITE: Final = 23  # MADV_POPULATE_WRITE, since Linux 5.14
@@ -82,6 +82,10 @@ class Slot:
         self._mapping: mmap.mmap | None = None
         self._populated = 0  # bytes whose pages are in the mapping, too
         self._since = 0  # free since this message of the shelf
+
+    def contents(self) -> bytes:
+        """A copy of the frame."""
+        return os.pread(self.descriptor, self.size, 0)
 
     def release(self) -> None:
         """The other end has read it, or nobody needs it. More than once is no error."""

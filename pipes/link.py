@@ -5,7 +5,6 @@ written until the other says SEEN; when the descriptor is lost and both ends are
 each has come, and the rest goes again. So nothing is lost and nothing comes twice, whatever happens to descriptors.
 """
 
-import secrets
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
@@ -25,6 +24,8 @@ class Slot(Protocol):
 
     @property
     def size(self) -> int: ...
+
+    def contents(self) -> bytes: ...
 
     def release(self) -> None: ...
 
@@ -54,6 +55,10 @@ class Outgoing:
     def carried(self) -> tuple[int, ...]:
         """The descriptors that go into the packet."""
         return self.descriptors if self.slot is None else (self.slot.descriptor, *self.descriptors)
+
+    def contents(self) -> bytes:
+        """The bytes of the frame itself."""
+        return self.data if self.slot is None else self.slot.contents()
 
     def hold(self) -> None:
         """One more needs it."""
@@ -108,7 +113,7 @@ class Link:
 
     def __init__(self, keeps: bool = False, token: int | None = None) -> None:
         self.keeps = keeps
-        self.token = token or secrets.randbits(62) + 1
+        self.token = token or wire.new_token()
         self.binding = Binding.UNBOUND
         self.peer = 0  # token of the other end's session, 0 before its first HELLO
         self.received = 0  # counted frames that have come

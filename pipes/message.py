@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import trio
 
-from retinue.pipes.wire import Frame, Kind
+from retinue.pipes.wire import Frame, Kind, trace_of
 
 if TYPE_CHECKING:
     from retinue.pipes.path import Path
@@ -48,7 +48,7 @@ class Message:
     then goes nowhere). ``redelivered``: a predecessor of this machine may have had it before, whole or in part.
     """
 
-    __slots__ = ("_descriptors", "_frame", "_purged", "_replayed", "body", "epoch", "path", "scope")
+    __slots__ = ("_descriptors", "_purged", "_replayed", "body", "epoch", "frame", "path", "scope")
 
     def __init__(
         self, path: "Path", frame: Frame, epoch: int, replayed: tuple[int, int], descriptors: "Claimed | None" = None
@@ -57,7 +57,7 @@ class Message:
         self.body: Any = frame[2]
         self.epoch = epoch  # which of the peers that the path has had sent it
         self.scope: trio.CancelScope | None = None  # of its handler
-        self._frame = frame
+        self.frame = frame  # as it came, but for the deadline: that of this end's clock
         self._replayed = replayed  # up to where a predecessor had messages, in each lane, when it came
         self._descriptors = descriptors
         self._purged: trio.Event | None = None
@@ -68,13 +68,13 @@ class Message:
     @property
     def id(self) -> int:
         """Its number on the path: 1, 2, 3 ... for ordinary ones, -1, -2, -3 ... for those with priority."""
-        number: int = self._frame[1]
+        number: int = self.frame[1]
         return number
 
     @property
     def wants_reply(self) -> bool:
         """Whether it is a call."""
-        return bool(self._frame[0] == Kind.CALL)
+        return bool(self.frame[0] == Kind.CALL)
 
     @property
     def priority(self) -> bool:
@@ -90,7 +90,14 @@ class Message:
     @property
     def deadline(self) -> float:
         """The trio time after which nobody waits for the reply any more; infinity when the caller waits for ever."""
-        return self._frame[4] if len(self._frame) > 4 else math.inf
+        frame = self.frame
+        return frame[4] if len(frame) > 4 and type(frame[4]) is float else math.inf
+
+    @property
+    def trace(self) -> str | None:
+        """The id of the trace that its sender works for, 32 lower-case hexadecimal digits; None without one."""
+        trace = trace_of(self.frame)
+        return None if trace is None else trace.hex()
 
     @property
     def purged(self) -> trio.Event:

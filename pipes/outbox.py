@@ -32,7 +32,7 @@ class Outbox:
 
     __slots__ = (
         "_again", "_again_out", "_calls", "_close", "_last_out", "_last_out_urgent", "_lowest", "_sends", "_state",
-        "_store", "_withdrawn", "held", "limit", "link", "meter", "name", "peer_limit", "room", "severed_by",
+        "_store", "_withdrawn", "held", "limit", "link", "meter", "name", "peer_limit", "room", "severed_by", "traces",
     )  # fmt: skip
 
     def __init__(self, limit: int, name: str, link: Link, store: Store | None, close: Close | None) -> None:
@@ -45,6 +45,7 @@ class Outbox:
         self.peer_limit = 0  # what both ends agree on, 0 before HELLO
         self.room = 0  # how many more messages may be sent now
         self.held = False  # the other end takes none
+        self.traces = False  # the other end takes the traces of messages
         self.severed_by: PathSevered | PathClosed | None = None
         self._store = store
         self._close = close
@@ -143,10 +144,13 @@ class Outbox:
         self.meter.bytes_sent += len(data)
         self.link.put(data, urgent)
 
-    def send(self, body: Any, descriptors: tuple[int, ...] = (), *, priority: bool = False) -> int:
+    def send(
+        self, body: Any, descriptors: tuple[int, ...] = (), *, priority: bool = False, trace: bytes | None = None
+    ) -> int:
         """Queue a one-way message; returns its id. LimitExceeded when there is no :attr:`room`.
 
-        The descriptors are the session's from then on; they stay the caller's when this raises.
+        The descriptors are the session's from then on; they stay the caller's when this raises. A ``trace`` goes with
+        the message if the other end takes any.
         """
         if self.room <= 0:
             self._refuse(Command.SEND)
@@ -154,13 +158,21 @@ class Outbox:
         frame = [1, ident, body]
         if descriptors:
             frame.append(len(descriptors))
+        if trace is not None and self.traces:
+            _add_trace(frame, trace)
         data = self._encode(frame, descriptors)
         self._sends[ident] = data if self.link.keeps else b""
         self._sent(ident, data)
         return ident
 
     def call(
-        self, body: Any, descriptors: tuple[int, ...] = (), *, priority: bool = False, remaining: int | None = None
+        self,
+        body: Any,
+        descriptors: tuple[int, ...] = (),
+        *,
+        priority: bool = False,
+        remaining: int | None = None,
+        trace: bytes | None = None,
     ) -> int:
         """Queue a call, which the caller gives up after ``remaining`` milliseconds; otherwise like :meth:`send`."""
         if self.room <= 0:
@@ -171,6 +183,8 @@ class Outbox:
             frame += (len(descriptors), min(max(remaining, 1), wire.MAX_REMAINING))
         elif descriptors:
             frame.append(len(descriptors))
+        if trace is not None and self.traces:
+            _add_trace(frame, trace)
         data = self._encode(frame, descriptors)
         self._calls[ident] = data if self.link.keeps else b""
         self._sent(ident, data)
@@ -273,12 +287,28 @@ class Outbox:
         for ident in self._withdrawn:
             _drop(self._calls.pop(ident))
         self._withdrawn.clear()
+        if not self.traces:
+            self._forget_traces()
         ours = [*self._sends, *self._calls]
         # In each lane the order of old; those of the fast lane first.
         self._again = OrderedDict.fromkeys(
             [*sorted((i for i in ours if i < 0), reverse=True), *sorted(i for i in ours if i > 0)]
         )
         self._feed()
+
+    def _forget_traces(self) -> None:
+        """The successor takes none: what goes to it again is written anew without."""
+        for ours in (self._sends, self._calls):
+            for ident, data in ours.items():
+                frame = wire.decoder().decode_bulk(data if isinstance(data, bytes) else data.contents())
+                if wire.trace_of(frame) is None:
+                    continue
+                if isinstance(data, bytes):
+                    ours[ident] = self._encode(frame[:-1])
+                else:
+                    ours[ident] = self._encode(frame[:-1], data.descriptors)
+                    data.descriptors = ()  # they are the new one's
+                    data.drop()
 
     def _feed(self) -> None:
         """Send again what a successor has room for."""
@@ -310,6 +340,12 @@ def within(idents: Collection[int], first: int, last: int) -> list[int]:
         ]
     low, high = (first, last) if first > 0 else (last, first)
     return [ident for ident in idents if low <= ident <= high]
+
+
+def _add_trace(frame: Frame, trace: bytes) -> None:
+    if len(frame) == 3:
+        frame.append(0)
+    frame.append(trace)
 
 
 def _drop(frame: Data) -> None:

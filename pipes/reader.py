@@ -135,7 +135,7 @@ _NIL: Final = b"\xc0"
 def _parse(copy: Callable[[int, int], bytes], size: int) -> wire.Frame:
     """The checked frame. ``copy(start, end)`` gives a private copy of that part; no part is looked at in two copies."""
     head = copy(0, min(_AROUND, size))
-    if size > APART and 0x93 <= head[0] <= 0x95 and head[1] < 0x80 and head[2] in _WIDTHS:
+    if size > APART and 0x93 <= head[0] <= 0x96 and head[1] < 0x80 and head[2] in _WIDTHS:
         marker = 2 + _WIDTHS[head[2]]
         start = marker + 5
         end = start + int.from_bytes(head[marker + 1 : start], "big")

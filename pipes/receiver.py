@@ -156,7 +156,7 @@ class Receiver(Sender):
         if len(frame) > 3:
             if frame[3]:
                 claimed = Claimed(packet.claim(descriptors, frame[3]))
-            if len(frame) == 5:
+            if len(frame) > 4 and type(frame[4]) is int:
                 frame[4] = trio.current_time() + frame[4] / 1000
         message = Message(self, frame, self._epoch, self.session.replayed, claimed)  # type: ignore[arg-type]  # a Path
         if frame[0] == 2:

@@ -17,6 +17,7 @@ from retinue.pipes.overflow import Overflow, Waiters
 from retinue.pipes.pump import Pump
 from retinue.pipes.states import State
 from retinue.pipes.ticket import Ticket
+from retinue.pipes.traces import current
 from retinue.pipes.transport import Transport
 from retinue.pipes.wire import Frame, Kind
 
@@ -137,7 +138,7 @@ class Sender(Pump):
         try:
             left = trio.current_effective_deadline()
             remaining = None if left == _NEVER else int(max(0.0, left - trio.current_time()) * 1000)
-            ident = self.session.call(body, copies, priority=priority, remaining=remaining)
+            ident = self.session.call(body, copies, priority=priority, remaining=remaining, trace=current.get())
         except BaseException:
             close_all(copies)
             self._pass_room_on()
@@ -166,7 +167,7 @@ class Sender(Pump):
             if (self.session.room <= 0 or self._room is not None) and not await self._wait_room(priority, True):
                 close_all(copies)
                 return
-            ident = self.session.send(body, copies, priority=priority)
+            ident = self.session.send(body, copies, priority=priority, trace=current.get())
         except BaseException:
             close_all(copies)
             self._pass_room_on()
@@ -203,7 +204,7 @@ class Sender(Pump):
                 self._sever_full()
             self._dropped()
             return
-        self.session.send(body, priority=priority)
+        self.session.send(body, priority=priority, trace=current.get())
         self.flush_soon()
 
     async def send_many(self, bodies: Iterable[Any]) -> int:
@@ -215,12 +216,13 @@ class Sender(Pump):
         first = session.last_sent + 1
         last = first - 1
         count = 0
+        trace = current.get()
         try:
             for body in bodies:
                 if session.room <= 0 or self._room is not None:
                     self.flush()
                     await self._wait_room(False, False)
-                last = session.send(body)
+                last = session.send(body, trace=trace)
                 count += 1
                 if not count % BATCH or session.link.full:
                     self.flush()

@@ -9,6 +9,8 @@ import trio
 
 from retinue.pipes.errors import Rejected
 from retinue.pipes.message import Message
+from retinue.pipes.traces import current
+from retinue.pipes.wire import trace_of
 
 if TYPE_CHECKING:
     from retinue.pipes.path import Path
@@ -34,6 +36,7 @@ class Serving:
         self._failed = failed
         self._nursery: trio.Nursery | None = None
         self._context = contextvars.copy_context()
+        self._context.run(current.set, None)  # whatever request has begun to serve the path: each message has its own
         self._idle: list[trio.lowlevel.Task] = []
         self._woken = False  # a worker is runnable and has not looked yet
         self._ending = False
@@ -117,6 +120,10 @@ class Serving:
                 self._refuse(message, "purged")
                 return False
             message.scope = scope
+        frame = message.frame
+        trace = trace_of(frame) if len(frame) > 4 else None  # mostly it is shorter
+        if trace is not None:
+            current.set(trace)
         try:
             try:
                 result = await self._handler(message)
@@ -137,6 +144,8 @@ class Serving:
             raise
         finally:
             message.scope = None
+            if trace is not None:
+                current.set(None)
         return message.withdrawn
 
     def _refuse(self, message: Message, code: str, text: str = "", detail: Any = None) -> None:

@@ -97,6 +97,7 @@ class Session(Outbox):
         if frame[1] != wire.VERSION:
             raise ProtocolViolation(f"the other end speaks version {frame[1]}, this one {wire.VERSION}")
         greeting = self.greeting = self.link.greet(frame)
+        self.traces = wire.revision_of(frame[3]) >= 1
         if greeting is Greeting.RESUMED and frame[4] == self.link.token:
             self._turn()
             return  # both have met before
@@ -113,7 +114,8 @@ class Session(Outbox):
             self._forget_predecessor()
         elif self._state is State.OPENING:
             self._enter(State.OPEN)
-        if self._state is State.OPEN:
+        # For the other end it is open as long as STREAM waits.
+        if self._state is State.OPEN or (self._state is State.ASKED and self.turns_later):
             self._confirmations = int(self.quiesced and not self._began_quiesced)
             if self.quiesced is not self._began_quiesced:
                 self._put([Kind.QUIESCE if self.quiesced else Kind.RESUME], True)
@@ -127,7 +129,10 @@ class Session(Outbox):
             return
         self._in.clear()
         self._last_in = self._last_in_urgent = self._ack_first = self._ack_last = 0
-        self._offer_again()
+        try:
+            self._offer_again()
+        except OSError as exc:  # a large message has to be copied
+            self.give_up("no-storage", f"a message for the successor of the other end cannot be kept: {exc}")
 
     # -- commands of this end ---------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ when a frame is made and again when one is read; what arrives is untrusted until
 The reference for writing a peer in another language is ``docs/reference/wire.md``.
 """
 
+import secrets
 import threading
 from collections.abc import Callable
 from enum import IntEnum
@@ -44,14 +45,24 @@ SEEN_BYTES: Final = 256 * 1024
 MAX_UNSEEN: Final = 8 * 1024 * 1024
 # Milliseconds a deadline may be away (a year); a later one is none.
 MAX_REMAINING: Final = 366 * 24 * 3600 * 1000
+# Bytes of the id of a trace (W3C Trace Context), which are not all zero.
+TRACE_SIZE: Final = 16
+NO_TRACE: Final = bytes(TRACE_SIZE)
+
+# An end of version 2 severs a path on any other version, and greets before it has heard: what later revisions added is
+# told by the token, of which version 2 only says that it is a number. Its upper bits name the revision; no end of the
+# first one has a token like that.
+REVISION: Final = 1
+_TOKEN_MARK: Final = 0x5452
+_MARK_SHIFT, _REVISION_SHIFT = 48, 40
 
 
 class Kind(IntEnum):
     """The first element of every frame."""
 
     HELLO = 0  # [0, version, limit, token, known, received, again, again_priority, quiesced]
-    SEND = 1  # [1, id, body(, n)]           one-way message; n = descriptors that it takes from the packet
-    CALL = 2  # [2, id, body(, n(, ms))]     two-way message; ms = milliseconds until nobody waits any more
+    SEND = 1  # [1, id, body(, n(, trace))]  one-way message; n = descriptors that it takes from the packet
+    CALL = 2  # [2, id, body(, n(, ms)(, trace))] two-way; ms = milliseconds until nobody waits any more
     REPLY = 3  # [3, id, body(, n)]          ends a call
     REJECT = 4  # [4, id, code, text, detail] ends a call, refused
     ACK = 5  # [5, first, last]              ends one-way messages: the other program has received them
@@ -91,11 +102,25 @@ def _message(frame: Frame) -> bool:
     return (len(frame) == 3 or (len(frame) == 4 and _is_count(frame[3]))) and _is_id(frame[1])
 
 
-def _call(frame: Frame) -> bool:
+def _is_trace(value: Any) -> bool:
+    return type(value) is bytes and len(value) == TRACE_SIZE and value != NO_TRACE
+
+
+def _send(frame: Frame) -> bool:
     if len(frame) != 5:
         return _message(frame)
+    return _is_id(frame[1]) and _is_count(frame[3]) and _is_trace(frame[4])
+
+
+def _call(frame: Frame) -> bool:
+    if len(frame) < 5:
+        return _message(frame)
+    if len(frame) > 6 or not _is_id(frame[1]) or not _is_count(frame[3]):
+        return False
     ms = frame[4]
-    return _is_id(frame[1]) and _is_count(frame[3]) and type(ms) is int and 0 < ms <= MAX_REMAINING
+    if len(frame) == 5 and type(ms) is bytes:
+        return _is_trace(ms)
+    return type(ms) is int and 0 < ms <= MAX_REMAINING and (len(frame) == 5 or _is_trace(frame[5]))
 
 
 def _hello(frame: Frame) -> bool:
@@ -124,7 +149,7 @@ def _bare(frame: Frame) -> bool:
 # The shape of each kind. A frame that does not fit its row is a violation; nothing later looks at types again.
 _SHAPES: Final[dict[int, Callable[[Frame], bool]]] = {
     Kind.HELLO: _hello,
-    Kind.SEND: _message,
+    Kind.SEND: _send,
     Kind.CALL: _call,
     Kind.REPLY: _message,
     Kind.REJECT: lambda f: len(f) == 5 and _is_id(f[1]) and _is_text(f[2]) and _is_text(f[3]),
@@ -184,6 +209,21 @@ def descriptors_of(frame: Frame) -> int:
     if kind in _CARRIES:
         return frame[3] if len(frame) > 3 else 0
     return 1 if kind == Kind.BULK else 0
+
+
+def trace_of(frame: Frame) -> bytes | None:
+    """The trace of a checked SEND or CALL."""
+    return frame[-1] if len(frame) > 4 and type(frame[-1]) is bytes else None
+
+
+def new_token() -> int:
+    """A random token for a session of this revision."""
+    return _TOKEN_MARK << _MARK_SHIFT | REVISION << _REVISION_SHIFT | secrets.randbits(_REVISION_SHIFT)
+
+
+def revision_of(token: int) -> int:
+    """What the session with this token speaks beside version 2: from 1 on it takes traces."""
+    return token >> _REVISION_SHIFT & 0xFF if token >> _MARK_SHIFT == _TOKEN_MARK else 0
 
 
 def _packer() -> msgpack.Packer:

@@ -4,6 +4,9 @@ A program is a module with ``async def main(vm: Machine[Config]) -> None`` and, 
 ``Config``. ``logging`` and ``print`` go to ``*LOG``.
 """
 
+from retinue.pipes.traces import new_trace as new_trace
+from retinue.pipes.traces import trace as trace
+from retinue.pipes.traces import tracing as tracing
 from retinue.svm.errors import BadDestination as BadDestination
 from retinue.svm.errors import ConfigError as ConfigError
 from retinue.svm.errors import ConfigMistake as ConfigMistake
@@ -18,6 +21,7 @@ from retinue.svm.outside import Datagrams as Datagrams
 from retinue.svm.outside import OutsideStream as OutsideStream
 from retinue.svm.outside import dial as dial
 from retinue.svm.outside import open_datagrams as open_datagrams
+from retinue.svm.segment import Segment as Segment
 
 __all__ = [
     "BadDestination",
@@ -31,6 +35,10 @@ __all__ = [
     "NoSuchDisk",
     "OutsideFailed",
     "OutsideStream",
+    "Segment",
     "dial",
+    "new_trace",
     "open_datagrams",
+    "trace",
+    "tracing",
 ]

@@ -14,8 +14,9 @@ from typing import Any, Final
 import attrs
 import trio
 
-from retinue.pipes import Message, Path, PathError, Rejected
+from retinue.pipes import Message, Path, PathError, Rejected, wire
 from retinue.pipes.message import close_all
+from retinue.pipes.traces import current
 from retinue.svm.errors import ClientDisconnected, WrongEvent
 from retinue.svm.lifespan import App, Event, Lifespan, Scope, log
 from retinue.svm.machine import Machine
@@ -154,6 +155,7 @@ class Runner:
             log.warning("%d requests were still running %g s after the stop", self._busy, DRAIN_TIME)
 
     async def _run(self, message: Message, nursery: trio.Nursery) -> None:
+        current.set(wire.trace_of(message.frame))  # for this task, which is the request's
         try:
             try:
                 call = read_call(message.body)

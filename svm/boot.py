@@ -16,6 +16,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final, NoReturn, Protocol
 
 from retinue.svm import log, runtime
+from retinue.svm.uncaught import Uncaught
 
 CONTROL: Final = 3  # the path to *CP
 # The descriptor of *LOG; also the console, as 1 and 2. By it comes another control path when the control program has
@@ -91,6 +92,7 @@ def boot(birth: Mapping[str, Any], seal: Seal, control_fd: int, log_fd: int) -> 
     reseed()
     # 11. A Python whose output goes to the log, also when it crashes; threads small enough for small machines.
     log.install(writer)
+    Uncaught(writer).install()
     faulthandler.enable(file=2)
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # asked from outside what it does
     threading.stack_size(1024 * 1024)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import trio
 
-from retinue.pipes import Path, PathError, Rejected, Reply
+from retinue.pipes import Path, PathError, Rejected, Reply, tracing
 from retinue.svm.edge import Edge
 from retinue.svm.errors import ConnectRefused
 
@@ -52,7 +52,8 @@ class Fan:
 
     async def __aenter__(self) -> "Fan":
         self._nursery = await self._manager.__aenter__()
-        self._nursery.start_soon(self._follow, self._nursery)
+        with tracing(None):  # its paths are there for others, too
+            self._nursery.start_soon(self._follow, self._nursery)
         return self
 
     async def __aexit__(

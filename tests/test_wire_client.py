@@ -39,7 +39,7 @@ from tests.wire_client import (
 )
 from tests.wire_client_more import FullClient
 
-from retinue.pipes import Message, Path, PathSevered, Rejected, SocketTransport, Transport
+from retinue.pipes import Message, Path, PathSevered, Rejected, SocketTransport, Transport, tracing
 from retinue.pipes.states import State
 
 LIMIT: Final = 20
@@ -140,7 +140,7 @@ def test_client_imports_nothing_of_ours() -> None:
 
     plain = {"contextlib", "fcntl", "io", "os", "socket", "typing"}
     assert imported("wire_client.py") == plain | {"msgpack"}
-    assert imported("wire_client_more.py") == {"typing", "tests.wire_client"}
+    assert imported("wire_client_more.py") == {"os", "typing", "tests.wire_client"}
 
 
 # -- messages ---------------------------------------------------------------------------------------------------------
@@ -316,6 +316,50 @@ async def test_deadline_travels_as_what_is_left() -> None:
                 message = await thread(client.next)
                 assert message.ms == ms
                 client.say(REPLY, message.id, None)
+
+
+async def test_traces_travel_to_who_takes_them_alone() -> None:
+    """Both ways between ends of revision 1, with a deadline and without; one of revision 0 is never sent any."""
+    ident = "0af7651916cd43dd8448eb211c80319c"
+    trace = bytes.fromhex(ident)
+
+    async def call(path: Path, body: Any) -> None:
+        with trio.CancelScope(shield=True), tracing(ident):
+            await path.call(body)
+
+    client = FullClient(traces=True)
+    async with connected(client=client) as (path, _, _):
+        for body in ("plain", "x" * 100_000, b"x" * 100_000):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(call, path, body)
+                message = await thread(client.next)
+                assert (message.body, message.ms, client.traces.pop(message.id)) == (body, None, trace)
+                client.say(REPLY, message.id, None)
+        async with trio.open_nursery() as nursery:
+            with tracing(ident):
+                nursery.start_soon(path.call, "soon")  # the whole test has a deadline
+            message = await thread(client.next)
+            assert message.ms is not None
+            assert client.traces.pop(message.id) == trace
+            client.say(REPLY, message.id, None)
+            nursery.start_soon(path.call, "of nobody")
+            message = await thread(client.next)
+            assert message.id not in client.traces
+            client.say(REPLY, message.id, None)
+        cases: tuple[dict[str, Any], ...] = ({"trace": trace}, {"ms": 5000, "trace": trace}, {"ms": 5000}, {})
+        for more in cases:
+            client.submit(CALL, None, **more)
+            received = await path.receive()
+            assert received.trace == (ident if "trace" in more else None)
+            assert (received.deadline < math.inf) is ("ms" in more)
+            await received.reply()
+
+    older = FullClient()
+    async with connected(client=older) as (path, _, _), trio.open_nursery() as nursery:
+        nursery.start_soon(call, path, "to an older end")
+        message = await thread(older.next)
+        assert older.traces == {}
+        older.say(REPLY, message.id, None)
 
 
 async def test_quiesced_end_gets_no_messages_and_loses_none() -> None:

@@ -1,21 +1,26 @@
 """What else a path can do, on top of the small client: still from the reference alone, and nothing of ours.
 
-Another process at the other end, priority messages, deadlines, quiescing, and byte streams.
+Another process at the other end, priority messages, deadlines, traces, quiescing, and byte streams.
 """
 
+import os
 from typing import Any
 
 from tests.wire_client import CALL, CREDIT, DATA, EOF, PURGE, REJECT, SEND, STREAM, Client
 
 QUIESCE, QUIESCED, RESUME = range(14, 17)
 STREAM_WINDOW = 245760
+REVISION_1 = 0x545201 << 40
 
 
 class FullClient(Client):
     """One end that can be handed on to a successor of the other, and speaks all kinds of frames."""
 
-    def __init__(self, limit: int = 64, *, quiesced: bool = False) -> None:
+    def __init__(self, limit: int = 64, *, quiesced: bool = False, traces: bool = False) -> None:
         super().__init__(limit)
+        if traces:
+            self.token = REVISION_1 | int.from_bytes(os.urandom(5), "big")
+        self.traces: dict[int, bytes] = {}  # of their messages
         self.began_quiesced = int(quiesced)
         self.quiesced = quiesced  # we take no messages
         self.held = False  # they take none
@@ -73,6 +78,8 @@ class FullClient(Client):
         elif kind == CREDIT:
             self.credit += frame[1]
         elif kind != STREAM:
+            if kind in (SEND, CALL) and len(frame) > 4 and type(frame[-1]) is bytes:
+                self.traces[frame[1]] = frame.pop()
             super()._on_frame(frame, descriptors)
             if kind in (SEND, CALL) and frame[1] < 0:
                 message = self.inbox.pop()
@@ -88,6 +95,7 @@ class FullClient(Client):
         descriptors: tuple[int, ...] = (),
         ms: int | None = None,
         priority: bool = False,
+        trace: bytes | None = None,
     ) -> int:
         """Write a message, when they take one; returns its id. The descriptors must stay open until it has ended."""
         while self.held or len(self.out) >= self.room:
@@ -95,7 +103,8 @@ class FullClient(Client):
         self.last[priority] += 1
         ident = -self.last[1] if priority else self.last[0]
         deadline = [] if ms is None else [ms]
-        self.say(kind, ident, body, len(descriptors), *deadline, descriptors=descriptors)
+        traces = [] if trace is None else [trace]
+        self.say(kind, ident, body, len(descriptors), *deadline, *traces, descriptors=descriptors)
         self.out[ident] = self.kept[-1]  # what was just said
         return ident
 

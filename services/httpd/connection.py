@@ -10,6 +10,7 @@ from typing import Final
 import h11
 import trio
 
+from retinue.pipes import tracing
 from retinue.services.httpd.client import Client
 from retinue.services.httpd.config import Config
 from retinue.services.httpd.errors import BadReply, ClientGone, HttpError
@@ -106,6 +107,10 @@ class Connection:
             if error.__cause__ is not None:
                 log.debug("%s: refused: %s", self._peer, error.__cause__)
             return await self._refuse_head(conn, error, started)
+        with tracing(request.trace):
+            return await self._serve_parsed(conn, request, started)
+
+    async def _serve_parsed(self, conn: h11.Connection, request: Request, started: float) -> bool:
         # Its application has been given a short body together with the head, and a long one after it.
         needed = request.length if request.length is not None and request.length <= GATHER else 0
         again = request.method not in IDEMPOTENT and self._client.may_be_begun(needed)

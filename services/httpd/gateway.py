@@ -12,7 +12,7 @@ from typing import Any, Final
 import attrs
 import trio
 
-from retinue.pipes import AccessDenied, LimitExceeded, Message, Path, PathError, Rejected
+from retinue.pipes import AccessDenied, LimitExceeded, Message, Path, PathError, Rejected, tracing
 from retinue.services.httpd.config import Config
 from retinue.services.httpd.errors import BadReply, ClientGone, HttpError
 from retinue.services.httpd.exchange import Exchange
@@ -158,13 +158,15 @@ class Gateway:
     def _opened(self) -> Fan:
         if self._fan is None:
             self._fan = self._spread()
-            self._nursery.start_soon(self._run, self._fan)
+            with tracing(None):  # for every request
+                self._nursery.start_soon(self._run, self._fan)
         return self._fan
 
     def _serving(self, path: Path) -> Path:
         if path not in self._served:
             self._served.add(path)
-            self._nursery.start_soon(self._serve, path)
+            with tracing(None):
+                self._nursery.start_soon(self._serve, path)
         return path
 
     async def _run(self, fan: Fan) -> None:

@@ -8,6 +8,7 @@ import h11
 
 from retinue.services.httpd.config import Config
 from retinue.services.httpd.errors import HttpError
+from retinue.services.httpd.traceparent import Headers, with_trace
 
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
 # RFC 9112, 5.2: a server refuses a folded header line or replaces the fold. Proxies disagree about it, so: refuse.
@@ -17,8 +18,6 @@ _HOST: Final = re.compile(rb"(?:\[[0-9A-Fa-fvV:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%
 _ABSOLUTE: Final = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?://([^/?#]+)(.*)")
 
 NOT_HTTP: Final = "The request is not valid HTTP/1.1."
-
-Headers = list[tuple[bytes, bytes]]
 
 
 class Request(NamedTuple):
@@ -33,6 +32,7 @@ class Request(NamedTuple):
     headers: Headers  # lower-case names
     length: int | None
     expects_continue: bool
+    trace: str  # that of traceparent among the headers, which every request has
 
 
 def head_size(buffer: bytearray, config: Config) -> int:
@@ -78,6 +78,7 @@ def parse(conn: h11.Connection, head: bytes, config: Config) -> Request:
         raise HttpError(431, f"The request has more than {config.max_headers} headers.")
     authority, target = _split(event.target, method)
     length, expects, headers = _check_headers(headers, version, authority)
+    trace, headers = with_trace(headers)
     raw_path, _, query = target.partition(b"?")
     return Request(
         method,
@@ -89,6 +90,7 @@ def parse(conn: h11.Connection, head: bytes, config: Config) -> Request:
         headers,
         length,
         expects,
+        trace,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import h11
 
 from retinue.services.httpd.errors import BadReply, HttpError
-from retinue.services.httpd.request import Headers
+from retinue.services.httpd.traceparent import Headers
 
 SERVER: Final = b"retinue"
 # More headers than any browser or proxy accepts would only be an attempt to exhaust HTTPD.

@@ -83,11 +83,16 @@ def _hello(script: Script, token: int) -> list[Any]:
     return [wire.VERSION, limit, peer, known, *(script.number() for _ in range(3)), script.byte() % 3]
 
 
+_TRACE: Final = bytes(range(16))
+
+
 def _message(script: Script, _: int) -> list[Any]:
     ident = script.signed()
     more = script.byte()
     # Mostly without: a script that has come to its end takes the smallest of everything.
-    rest = ([], [], [], [more >> 4], [0, script.number()] if more % 5 == 4 else [])[more % 5]
+    rest: list[Any] = ([], [], [], [more >> 4], [0, script.number()] if more % 5 == 4 else [])[more % 5]
+    if more >= 230 and more % 5 in (2, 4):
+        rest = [*(rest or [0]), script.pick((_TRACE, bytes(16), _TRACE[1:]))]
     return [ident, draw_body(script), *rest]
 
 

@@ -20,6 +20,10 @@ _FRAMES: Final[dict[str, list[object]]] = {
     "call": [Kind.CALL, 3, ["list"]],
     "call-priority": [Kind.CALL, -1, "x" * 40],
     "call-deadline": [Kind.CALL, 4, b"", 0, wire.MAX_REMAINING],
+    "send-trace": [Kind.SEND, 5, None, 0, bytes(range(16))],
+    "call-trace": [Kind.CALL, 6, {"a": []}, 2, bytes(range(16))],
+    "call-deadline-trace": [Kind.CALL, 7, b"x", 0, 250, bytes(range(16))],
+    "hello-revision-1": [Kind.HELLO, wire.VERSION, 64, 0x545201 << 40 | 77, 0, 0, 0, 0, 0],
     "reply": [Kind.REPLY, 1, 1 << 63],
     "reply-descriptors": [Kind.REPLY, -1, None, 1],
     "reject": [Kind.REJECT, 1, "denied", "because", {"rule": 7}],
@@ -106,6 +110,7 @@ def session_seeds() -> Seeds:
     resumed = _hello(known=1, received=1)
     stream = begin + _do("stream") + _in(_frame(Kind.STREAM))
     came = _in(_message(Kind.SEND, 1), _message(Kind.CALL, 2))
+    traced = _in(*(_message(kind, kind, 232, b"\x00" + _TEXT) for kind in (Kind.SEND, Kind.CALL)))
     return {
         "nothing": b"",
         "messages": begin + came + _do("acknowledge", 0) + _do("answer", 0, 0) + _TEXT + flush,
@@ -115,6 +120,7 @@ def session_seeds() -> Seeds:
         "rejected": begin + call + _do("purge", 0) + flush + _in(_frame(Kind.REJECT, 1, 2, 0)),
         "priority": begin + _do("say", 3) + _TEXT + _in(_message(Kind.CALL, -1), _message(Kind.REPLY, -1)),
         "deadline": begin + _do("say", 0x21, 0) + b"\x09" + _in(_frame(Kind.CALL, 1, 4, 9, 0)),
+        "traces": begin + traced + _do("answer", 0, 0) + _TEXT,
         "large": begin + large + flush + _in(_frame(Kind.SEEN, 1), _frame(Kind.ACK, 1, 1)),
         "large-answer": begin + _in(_message(Kind.CALL, 1)) + _do("answer", 0, _LARGE) + lost + _in(_hello(known=1)),
         "descriptors": begin + _do("say", 0x41) + _TEXT + b"\x03" + lost + _in(resumed),

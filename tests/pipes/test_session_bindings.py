@@ -373,6 +373,21 @@ def test_stream_does_not_go_on_with_a_successor(turned: str) -> None:
         assert end.severed_by.code == "lost"
 
 
+def test_successor_is_told_of_the_quiet_before_a_stream() -> None:
+    """Until STREAM is said it is a path of messages to the successor; who waits for the confirmation gets it."""
+    one, before = opened(keeps=True)
+    cut(one, before)
+    one.quiesce()
+    one.stream()
+    after = Session(8, "successor", keeps=True, token=NEXT)
+    one.bind()
+    after.bind()
+    learned = talk(one, after)[1]
+    assert [frame[0] for frame in learned] == [Kind.HELLO, Kind.QUIESCE, Kind.STREAM]
+    assert after.held
+    assert one.still
+
+
 def test_descriptors_go_again_to_a_successor() -> None:
     """As long as their message has not ended."""
     one, before = opened(keeps=True)

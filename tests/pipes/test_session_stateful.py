@@ -25,6 +25,9 @@ EXAMPLES: Final = int(os.environ.get("RETINUE_EXAMPLES", "100"))
 
 # Too large for a packet: it travels in a memfd, here in a Slot.
 LARGE: Final = bytes(wire.MAX_PACKET)
+TRACE: Final = bytes(range(16))
+# What a token says of an end that takes traces. Not every one does: some are of the time before there were any.
+TAKES_TRACES: Final = 0x545201 << 40
 
 
 class Shelf:
@@ -55,6 +58,9 @@ class ShelfSlot:
     frame: Frame
     released: bool = False
     size: int = wire.MAX_PACKET + 16
+
+    def contents(self) -> bytes:
+        return wire.encode(self.frame)
 
     def release(self) -> None:
         assert not self.released
@@ -93,8 +99,10 @@ class End:
     def __init__(self, serial: int, limit: int, quiesced: bool) -> None:
         self.serial = serial
         self.shelf = Shelf()
+        self.takes_traces = serial % 3 > 0
+        token = (TAKES_TRACES if self.takes_traces else 0) + 1000 + serial
         self.session = Session(
-            limit, f"end {serial}", keeps=True, store=self.shelf.store, token=1000 + serial, quiesced=quiesced
+            limit, f"end {serial}", keeps=True, store=self.shelf.store, token=token, quiesced=quiesced
         )
         self.pair: Pair | None = None
         self.peer: End | None = None  # whose HELLO came last
@@ -206,6 +214,7 @@ class Conversation(RuleBasedStateMachine):
                     receiver = end.pair.ends[1 - at]
                     assert receiver is not None
                     overtaken |= self.on_written(end, receiver, frame[1], overtaken)
+                    assert wire.trace_of(frame) in ((None, TRACE) if receiver.takes_traces else (None,))
             if not end.pair.cut and not end.pair.closed:
                 end.pair.towards[1 - at].append(packet)
 
@@ -440,11 +449,12 @@ class Conversation(RuleBasedStateMachine):
         ident = -ident if priority else ident
         body = LARGE if large else [end.serial, ident]
         say = session.call if wants_reply else session.send
+        trace = TRACE if abs(ident) % 2 else None
         if session.room <= 0:
             with pytest.raises((LimitExceeded, WrongMode, PathSevered, PathClosed)):
-                say(body, priority=priority)
+                say(body, priority=priority, trace=trace)
             return
-        assert say(body, priority=priority) == ident
+        assert say(body, priority=priority, trace=trace) == ident
         end.ours[ident] = end.live[ident] = Sent(ident, wants_reply, body)
         end.sent += 1
         end.high_water = max(end.high_water, len(end.live))

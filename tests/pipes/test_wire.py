@@ -13,6 +13,7 @@ from retinue.pipes import LimitExceeded, ProtocolViolation, wire
 from retinue.pipes.wire import Decoder, Kind
 
 ID = 2**63 - 1
+TRACE = bytes(range(16))
 
 # Every kind, with the extremes of what it may hold.
 GOOD: list[list[Any]] = [
@@ -31,6 +32,11 @@ GOOD: list[list[Any]] = [
     [Kind.CALL, -1, None, 0, 1],
     [Kind.CALL, 1, [], wire.MAX_DESCRIPTORS, wire.MAX_REMAINING],
     [Kind.CALL, 7, [[], {}]],
+    [Kind.SEND, 1, None, 0, TRACE],
+    [Kind.SEND, -1, {"a": []}, wire.MAX_DESCRIPTORS, b"\xff" * 16],
+    [Kind.CALL, 1, None, 0, TRACE],
+    [Kind.CALL, -1, [[]], 3, 1, TRACE],
+    [Kind.CALL, 1, b"", 0, wire.MAX_REMAINING, bytes(15) + b"\1"],
     [Kind.REPLY, 1, 2**64 - 1],
     [Kind.REPLY, 1, -(2**63), 2],
     [Kind.REPLY, -ID, None],
@@ -101,6 +107,25 @@ BAD: list[Any] = [
     [Kind.SEND, 1, None, True],
     [Kind.SEND, 1, None, -1],
     [Kind.SEND, 1, None, 1, 1],
+    [Kind.SEND, 1, None, 0, bytes(16)],
+    [Kind.SEND, 1, None, 0, TRACE[:15]],
+    [Kind.SEND, 1, None, 0, TRACE + b"x"],
+    [Kind.SEND, 1, None, 0, TRACE.hex()],
+    [Kind.SEND, 1, None, 0, None],
+    [Kind.SEND, 1, None, TRACE],
+    [Kind.SEND, 1, None, 17, TRACE],
+    [Kind.SEND, 1, None, 0, 1, TRACE],
+    [Kind.SEND, 0, None, 0, TRACE],
+    [Kind.CALL, 1, None, 0, bytes(16)],
+    [Kind.CALL, 1, None, 0, TRACE * 2],
+    [Kind.CALL, 1, None, TRACE],
+    [Kind.CALL, 1, None, 0, TRACE, 1],
+    [Kind.CALL, 1, None, 0, TRACE, TRACE],
+    [Kind.CALL, 1, None, 0, 0, TRACE],
+    [Kind.CALL, 1, None, 0, 1, bytes(16)],
+    [Kind.CALL, 1, None, 0, 1, TRACE, TRACE],
+    [Kind.CALL, 0, None, 0, 1, TRACE],
+    [Kind.REPLY, 1, None, 0, TRACE],
     [Kind.CALL, None, None],
     [Kind.CALL, 1],
     [Kind.CALL, 0, None, 0, 1],

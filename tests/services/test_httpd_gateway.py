@@ -1,5 +1,6 @@
 """The gateway over a memory path, with applications' machines of every kind at its other end, hostile ones included."""
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -9,7 +10,8 @@ import pytest
 import trio
 import trio.testing
 
-from retinue.pipes import Message, Path, Rejected, memory_pair
+from retinue.pipes import Message, Path, Rejected, memory_pair, trace
+from retinue.pipes.traces import is_trace
 from retinue.services.httpd.client import StreamClient
 from retinue.services.httpd.config import Config
 from retinue.services.httpd.connection import Connection
@@ -19,6 +21,8 @@ from retinue.svm.edge import Edge
 from retinue.svm.fan import SOONEST, Fan
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+PARENT = b"00-%s-00f067aa0ba902b7-00" % TRACE.encode()
 
 Handler = Callable[[Message], Awaitable[Any]]
 
@@ -127,7 +131,8 @@ async def test_gateway_hands_over_the_whole_request() -> None:
         return "ok"
 
     async with site(keep) as it:
-        await it.get(b"POST /a%20b?c HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nxyz")
+        head = b"POST /a%20b?c HTTP/1.1\r\nHost: h\r\nTraceparent: " + PARENT + b"\r\nContent-Length: 3\r\n\r\n"
+        await it.get(head + b"xyz")
     assert bodies == [
         {
             "type": "http",
@@ -140,7 +145,7 @@ async def test_gateway_hands_over_the_whole_request() -> None:
                 "raw_path": b"/a%20b",
                 "query_string": b"c",
                 "root_path": "",
-                "headers": [[b"host", b"h"], [b"content-length", b"3"]],
+                "headers": [[b"host", b"h"], [b"traceparent", PARENT], [b"content-length", b"3"]],
                 "client": None,
                 "server": None,
             },
@@ -148,6 +153,38 @@ async def test_gateway_hands_over_the_whole_request() -> None:
             "more_body": False,
         }
     ]
+
+
+async def test_gateway_passes_the_trace_of_each_request_on(caplog: pytest.LogCaptureFixture) -> None:
+    """Over the one path, in the message and in the header, and it logs in it; what serves all requests is in none."""
+    seen: list[tuple[str | None, bytes]] = []
+    logged: list[tuple[str, str | None]] = []
+
+    class Note(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            logged.append((record.name, trace()))
+
+    async def keep(message: Message) -> Any:
+        seen.append((message.trace, dict(message.body["scope"]["headers"])[b"traceparent"]))
+        return trace()
+
+    handler = Note()
+    with caplog.at_level(logging.INFO, "retinue.httpd"):
+        logging.getLogger("retinue.httpd").addHandler(handler)
+        try:
+            async with site(keep) as it:
+                given = b"GET / HTTP/1.1\r\nHost: h\r\nTraceparent: " + PARENT + b"\r\n\r\n"
+                assert (await it.get(given)).endswith(TRACE.encode())
+                made = (await it.get()).rpartition(b"\r\n")[2].decode()
+                it.application.die()
+                await trio.testing.wait_all_tasks_blocked()
+        finally:
+            logging.getLogger("retinue.httpd").removeHandler(handler)
+    assert is_trace(made)
+    assert made != TRACE
+    assert [ident for ident, _ in seen] == [TRACE, made]
+    assert [value.split(b"-")[1].decode() for _, value in seen] == [TRACE, made]
+    assert logged == [("retinue.httpd.access", TRACE), ("retinue.httpd.access", made), ("retinue.httpd", None)]
 
 
 async def test_gateway_multiplexes_over_one_path() -> None:

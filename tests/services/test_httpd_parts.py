@@ -14,6 +14,7 @@ from retinue.services.httpd.request import Request, head_size, parse
 from retinue.services.httpd.response import format_date, make_head, read_part, read_reply
 from retinue.services.httpd.routes import Routes
 from retinue.services.httpd.service import BadOpening, read_opening
+from retinue.services.httpd.traceparent import read_traceparent
 
 CONFIG = Config(routes={"/": "app"})
 
@@ -73,12 +74,55 @@ def test_request_fields() -> None:
     request = parsed(b"POST /a%20b/%C3%A9?x=%31 HTTP/1.1\r\nHost: h:80\r\nX-A: 1\r\nContent-Length: 5\r\n\r\n")
     assert (request.method, request.path, request.raw_path) == ("POST", "/a b/é", b"/a%20b/%C3%A9")
     assert (request.query, request.http_version, request.length) == (b"x=%31", "1.1", 5)
-    assert request.headers == [(b"host", b"h:80"), (b"x-a", b"1"), (b"content-length", b"5")]
+    assert request.headers[:-1] == [(b"host", b"h:80"), (b"x-a", b"1"), (b"content-length", b"5")]
+    assert request.headers[-1][0] == b"traceparent"
 
 
 def test_request_in_absolute_form_takes_the_host_from_the_target() -> None:
     request = parsed(b"GET http://real.example:81?q HTTP/1.1\r\nHost: other\r\n\r\n")
-    assert (request.path, request.query, request.headers) == ("/", b"q", [(b"host", b"real.example:81")])
+    assert (request.path, request.query, request.headers[:-1]) == ("/", b"q", [(b"host", b"real.example:81")])
+
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+PARENT = b"00-%s-00f067aa0ba902b7-01" % TRACE.encode()
+
+
+def test_request_of_a_trace_keeps_its_headers_as_they_are() -> None:
+    """The one of its client, of this version of the header or of a later one."""
+    for value in (PARENT, b"cc" + PARENT[2:] + b"-what-the-future-brings", PARENT[:-2] + b"00"):
+        headers = [(b"host", b"h"), (b"traceparent", value), (b"tracestate", b"a=b")]
+        head = b"GET / HTTP/1.1\r\n" + b"".join(b"%s: %s\r\n" % each for each in headers) + b"\r\n"
+        assert parsed(head).headers == headers
+        assert parsed(head).trace == TRACE
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        [PARENT, PARENT],
+        [PARENT.upper()],
+        [b"ff" + PARENT[2:]],
+        [PARENT + b"-more"],
+        [PARENT[:-1]],
+        [b"cc" + PARENT[2:] + b"more"],
+        [b"00-" + b"0" * 32 + b"-00f067aa0ba902b7-01"],
+        [PARENT[:36] + b"0" * 16 + b"-01"],
+        [b"00-%s-00f067aa0ba902b7" % TRACE.encode()],
+        [b""],
+    ],
+    ids=repr,
+)
+def test_request_without_a_trace_begins_one(values: list[bytes]) -> None:
+    """Each its own; what could not be read does not reach the application, nor what belongs to it."""
+    lines = b"".join(b"Traceparent: %s\r\n" % value for value in values)
+    head = b"GET / HTTP/1.1\r\nHost: h\r\nTracestate: a=b\r\n" + lines + b"\r\n"
+    first, second = parsed(head), parsed(head)
+    assert TRACE not in (first.trace, second.trace)
+    assert first.trace != second.trace
+    host, (name, value) = first.headers
+    assert (host, name) == ((b"host", b"h"), b"traceparent")
+    assert read_traceparent(value) == first.trace
 
 
 @pytest.mark.parametrize(
