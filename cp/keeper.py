@@ -1,30 +1,56 @@
 """Records on their way to the machine that keeps them, as far as the topology names one."""
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from retinue.cp.checking import checked_records
-from retinue.cp.records import Record
+from retinue.cp.losses import gap
+from retinue.cp.tape import Packed, records_of
 from retinue.pipes import Path, PathError, Rejected
 
 if TYPE_CHECKING:
     from retinue.cp.syslog import Syslog
 
-# Records in one message: large enough that a transaction pays, small enough to be written in milliseconds.
-BATCH: Final = 500
+# Records and bytes in one message: large enough that a transaction pays, small enough to be written in milliseconds.
+BATCH: Final = 8_000
+BATCH_BYTES: Final = 1024 * 1024
 # Seconds until a batch that could not be stored is offered again.
 RETRY: Final = 1.0
 # Seconds until a path to a machine that has just ended one is asked for again.
 AGAIN: Final = 0.1
 # Seconds a small batch may wait for more records. Each batch costs a transaction.
 GATHER: Final = 0.05
-# Seconds a query of the kept records may take before those answer that are in memory.
-QUERY_LIMIT: Final = 10.0
+# From so many on it does not wait.
+FEW: Final = 500
+# What a chunk costs in a message beside its records.
+OVERHEAD: Final = 100
 
-NOTICE, WARNING = 5, 4
+WARNING = 4
+
+
+def in_chunks(batch: Sequence[Packed]) -> dict[str, Any]:
+    """Records as they lie in the journal: nobody here unpacks them."""
+    return {"chunks": [[chunk.machine, chunk.generation, chunk.first, chunk.blob] for chunk in batch]}
+
+
+def in_records(batch: Sequence[Packed]) -> dict[str, Any]:
+    """Records one by one, for a machine that has run since before chunks were known."""
+    return {"records": records_of(batch)}
+
+
+def first_of(chunks: Iterable[Packed]) -> list[Packed]:
+    """As many of them as make one message."""
+    batch: list[Packed] = []
+    records = room = 0
+    for chunk in chunks:
+        records += chunk.records
+        room += len(chunk.blob) + OVERHEAD
+        if batch and (records > BATCH or room > BATCH_BYTES):
+            break
+        batch.append(chunk)
+    return batch
 
 
 class Keeper:
@@ -37,6 +63,7 @@ class Keeper:
         self._stored = trio.Event()
         self._urgent = 0  # how many wait for everything to be stored
         self._path: Path | None = None
+        self._form = in_chunks
 
     def notice(self) -> None:
         """There are more records."""
@@ -63,6 +90,8 @@ class Keeper:
         while True:
             try:
                 async with connect() as self._path:
+                    self._form = in_chunks
+                    await self._pour_earlier(self._path)
                     await self._pour(self._path)
             except* PathError:
                 pass  # it died, or was not ready after all: again
@@ -73,44 +102,73 @@ class Keeper:
     async def _pour(self, path: Path) -> None:
         journal = self._journal
         while True:
-            while not journal.unkept and not journal.lost:
+            while not journal.unkept and not journal.losses:
                 self._came = trio.Event()
                 await self._came.wait()
-            for machine, lost in journal.lost.items():
-                text = f"-- {lost} records of {machine} lost: the syslog machine was away for too long --"
-                self._syslog.write_told(WARNING, text, machine, {"lost": lost})
-            if journal.unkept < BATCH and not self._urgent:
+            for machine, cause, lost in journal.losses:
+                self._syslog.write_told(machine, cause, lost)
+            if journal.unkept < FEW and not self._urgent:
                 await trio.sleep(GATHER)
-            batch = self._syslog.since(journal.stored, most=BATCH)
-            journal.offered = batch[-1]["seq"]
+            stored, batch = journal.stored, self._batch()
+            if not batch:
+                journal.recount()
+                continue
+            journal.offered = batch[-1].last
             try:
-                await path.call(["store", {"run": self._syslog.run, "records": batch}])
-            except Rejected:
+                await path.call(["store", {"run": self._syslog.run, **self._form(batch)}])
+            except Rejected as exc:
+                if exc.code == "unknown-verb" and self._form is in_chunks:
+                    self._form = in_records  # of a release before this control program, which is not older than that
+                    continue
                 # It said why in a record of its own; the batch stays here until its disk takes it.
                 await trio.sleep(RETRY)
                 continue
-            journal.store(batch)
+            journal.store(batch[-1].last, sum(min(chunk.records, chunk.last - stored) for chunk in batch))
             self._stored.set()
             self._stored = trio.Event()
+            self._syslog.waiting.unpark_all()
+
+    def _batch(self) -> list[Packed]:
+        """The oldest chunks that wait; of the first one some records may be stored already."""
+        return first_of(self._journal.packed(after=self._journal.stored))
+
+    async def _pour_earlier(self, path: Path) -> None:
+        """Hand over what earlier runs of the system have left on the disk."""
+        spill = self._journal.room.spill
+        for earlier in spill.earlier() if spill is not None else ():
+            after = 0
+            while batch := first_of(earlier.packed(after)):
+                try:
+                    await path.call(["store", {"run": earlier.run, **self._form(batch)}])
+                except Rejected:
+                    return  # the next time, then
+                after = batch[-1].last
+                earlier.stored(after)
+            for machine, file, lost in earlier.broken:
+                text, fields = gap(machine, "spill", lost, self._syslog.policies.of(machine))
+                self._syslog.write(WARNING, text, machine=machine, fields=fields)
+                earlier.remove(machine, file)
+            earlier.close()
 
     async def settle(self) -> None:
         """Until every record there is now has been stored; at once when nobody keeps them."""
         journal = self._journal
         last = journal.last
-        self._urgent += 1
-        try:
+        with self.urgent():
             while journal.keeping and self.unkept and journal.stored < last:
                 await self._stored.wait()
+
+    @contextmanager
+    def urgent(self) -> Iterator[None]:
+        """Somebody waits until more is stored: no batch waits for more records."""
+        self._urgent += 1
+        try:
+            yield
         finally:
             self._urgent -= 1
 
-    async def records(self, machine: str | None, count: int) -> list[Record]:
-        """The newest records, oldest first: from the machine that keeps them, else those that are in memory."""
-        if (path := self._path) is not None:
-            with trio.move_on_after(QUERY_LIMIT):
-                try:
-                    await self.settle()
-                    return checked_records(await path.call(["query", {"machine": machine, "count": count}]))
-                except PathError as exc:
-                    self._syslog.write(NOTICE, f"the syslog machine did not answer a query: {exc}")
-        return self._syslog.recent(machine, count)
+    async def ask(self, query: dict[str, Any]) -> Any:
+        """The answer of the machine that keeps records, which nobody has checked. PathError when it is not there."""
+        if (path := self._path) is None:
+            raise Rejected("not-ready", "it is not there")
+        return await path.call(["select", query])

@@ -43,7 +43,9 @@ class System:
         self._circuits: dict[int, tuple[Running, str]] = {}
         self._changed = trio.lowlevel.ParkingLot()
 
-    async def start(self, name: str, main: Main, config: Any = None, **edges: str) -> Running:
+    async def start(
+        self, name: str, main: Main, config: Any = None, *, disks: dict[str, str] | None = None, **edges: str
+    ) -> Running:
         """Run ``main`` as the machine ``name``; returns when it is ready. ``edges``: local name -> target."""
         ours, theirs = (Path(transport) for transport in memory_pair())
         await self.nursery.start(ours.run)
@@ -52,7 +54,7 @@ class System:
             name=name,
             config=config,
             edges={edge: Edge(edge, 64) for edge in edges},
-            disks={},
+            disks=disks or {},
             control=ours,
             nursery=self.nursery,
         )
