@@ -1,0 +1,151 @@
+"""The pages of a file that is mapped somewhere: which are in real storage, who has touched them, and how they go.
+
+Nothing here reads the file, or touches the machine that has it mapped: a file that somebody has cut short, or a disk
+with an error, must not stop who looks after it. Every function may be called in a worker thread.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+from retinue.cp.host import libc
+from retinue.cp.host.ranges import Range, put_out
+from retinue.cp.host.seal.syscalls import number
+
+__all__ = ["PAGE", "Mapping", "cached", "drop", "in_memory", "mapped", "present", "residency", "unmap", "write_back"]
+
+PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
+_PROT_NONE, _MAP_SHARED = 0, 1
+_TMPFS, _RAMFS = 0x01021994, 0x858458F6  # linux/magic.h
+_SYS_CACHESTAT: Final = 451  # on every architecture
+_WRITE, _WRITE_AND_WAIT = 2, 7  # SYNC_FILE_RANGE_...
+_PRESENT: Final = bytes(each >> 7 for each in range(256))
+"""Of the last byte of an entry of /proc/PID/pagemap: 1 when the process has the page in its tables."""
+_MOST_MAPPINGS: Final = 64
+"""Of one file in one process: a program has one or a few, and a hostile one could have 65,530."""
+
+
+class Mapping(NamedTuple):
+    """A part of a file in a process: addresses, and where it begins in the file."""
+
+    start: int
+    end: int
+    offset: int
+
+
+def in_memory(descriptor: int) -> bool:
+    """Whether the file lies in a file system that is itself real storage (tmpfs): then nothing of it can be put out."""
+    about = ctypes.create_string_buffer(256)  # struct statfs, which begins with the type
+    libc.syscall(_call("fstatfs"), descriptor, ctypes.addressof(about))
+    return int.from_bytes(about.raw[: ctypes.sizeof(ctypes.c_long)], "little") in (_TMPFS, _RAMFS)
+
+
+def cached(descriptor: int, size: int) -> int:
+    """Bytes of the first ``size`` of a file that are in real storage. By one call where the kernel has cachestat(2)."""
+    span = (ctypes.c_uint64 * 2)(0, size)
+    found = (ctypes.c_uint64 * 5)()  # cached, dirty, in writeback, evicted, recently evicted: pages
+    try:
+        libc.syscall(_SYS_CACHESTAT, descriptor, ctypes.addressof(span), ctypes.addressof(found), 0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP):
+            raise
+        return residency(descriptor, size).count(1) * PAGE
+    return int(found[0]) * PAGE
+
+
+def residency(descriptor: int, size: int) -> bytes:
+    """One byte for each page of a file: 1 when it is in real storage, 0 when not (mincore(2))."""
+    pages = -(-size // PAGE)
+    vector = ctypes.create_string_buffer(pages)
+    place = libc.syscall(_call("mmap"), 0, size, _PROT_NONE, _MAP_SHARED, descriptor, 0)
+    try:
+        libc.syscall(_call("mincore"), place, size, ctypes.addressof(vector))
+    finally:
+        libc.syscall(_call("munmap"), place, size)
+    return vector.raw
+
+
+def mapped(pid: int, device: int, inode: int) -> list[Mapping]:
+    """Where a process has a file mapped, at the most the first 64. Empty when it is gone or not ours to look at."""
+    found = []
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", errors="surrogateescape") as maps:
+        for line in maps:
+            addresses, _, offset, numbers, node, *_ = line.split(maxsplit=5)
+            major, minor = (int(each, 16) for each in numbers.split(":"))
+            if int(node) == inode and os.makedev(major, minor) == device:
+                start, end = (int(each, 16) for each in addresses.split("-"))
+                found.append(Mapping(start, end, int(offset, 16)))
+                if len(found) == _MOST_MAPPINGS:
+                    break
+    return found
+
+
+def present(pid: int, mappings: Iterable[Mapping], size: int) -> bytes | None:
+    """One byte for each page of the file: 1 when the process has it in its tables, so has touched it since unmapping.
+
+    A page that was read brings up to 15 neighbours with it that are in real storage. None: it is not ours to look at.
+    """
+    found = bytearray(-(-size // PAGE))
+    try:
+        pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        for mapping in mappings:
+            pages = (mapping.end - mapping.start) // PAGE
+            entries = os.pread(pagemap, pages * 8, mapping.start // PAGE * 8)
+            first = mapping.offset // PAGE
+            last = min(len(found), first + len(entries) // 8)
+            found[first:last] = entries[7::8].translate(_PRESENT)[: last - first]
+    except OSError:
+        return None
+    finally:
+        os.close(pagemap)
+    return bytes(found)
+
+
+def unmap(pid: int, mappings: Sequence[Mapping], where: Iterable[tuple[int, int]]) -> bool:
+    """Have a process lose ranges (offset, length) of a file from its tables, from outside and without waking it.
+
+    What is clean goes out of real storage as well. False when this may not be done: it takes CAP_SYS_NICE.
+    """
+    try:
+        put_out(pid, _places(mappings, where))
+    except OSError:
+        return False
+    return True
+
+
+def _places(mappings: Sequence[Mapping], where: Iterable[tuple[int, int]]) -> Iterator[Range]:
+    for offset, length in where:
+        for mapping in mappings:
+            first = max(offset, mapping.offset)
+            last = min(offset + length, mapping.offset + mapping.end - mapping.start)
+            if first < last:
+                yield mapping.start + first - mapping.offset, mapping.start + last - mapping.offset
+
+
+def write_back(descriptor: int, ranges: Sequence[tuple[int, int]]) -> None:
+    """Have changed pages of a file written, and wait for it; all are begun before the first is waited for. OSError.
+
+    Not for durability: what the disk has in its own cache may be lost with the power (sync_file_range(2)).
+    """
+    for how in (_WRITE, _WRITE_AND_WAIT):
+        for offset, length in ranges:
+            libc.syscall(_call("sync_file_range"), descriptor, offset, length, how)
+
+
+def drop(descriptor: int, ranges: Iterable[tuple[int, int]]) -> None:
+    """Put pages of a file out of real storage that are clean and that nobody has in his tables. OSError."""
+    for offset, length in ranges:
+        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+
+
+def _call(name: str) -> int:
+    found = number(name)
+    assert found is not None, name
+    return found
