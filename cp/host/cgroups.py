@@ -194,6 +194,13 @@ class Groups:
         """Whether the limit of storage is one of real storage and swap together."""
         return self.has("memory", "memory.memsw.limit_in_bytes")
 
+    @property
+    def reclaims(self) -> int:
+        """The version of groups whose pages can be taken out of real storage by a word to the kernel; 0: none."""
+        found = self.found.get("memory")
+        version = 0 if found is None else found.version
+        return version if self.has("memory", ("", "memory.force_empty", "memory.reclaim")[version]) else 0
+
     def make(
         self, machine: str, generation: int, *, storage: int, share: int, cpu: float, tasks: int = TASKS
     ) -> "Group":
@@ -346,6 +353,30 @@ class Group:
             return number(f"{folder}/memory.current") + number(f"{folder}/memory.swap.current")
         both = number(f"{folder}/memory.memsw.usage_in_bytes")
         return both or number(f"{folder}/memory.usage_in_bytes")
+
+    def reclaim(self, most: int) -> str:
+        """Have the kernel take so many bytes out of real storage, files first. Returns why it cannot, if so.
+
+        Version 1 knows only all of it, and only of who has nothing to do it is all at once.
+        """
+        folder = self._folders.get("memory")
+        if folder is None:
+            return "it has no memory cgroup"
+        if self._versions["memory"] == 1:
+            if most < self.usage() // 2:
+                return "a memory cgroup of version 1 is paged out whole or not at all"
+            write(f"{folder}/memory.force_empty", "0")
+            return ""
+        try:
+            try:
+                write(f"{folder}/memory.reclaim", f"{most} swappiness=max")  # no files; Linux 6.15
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                write(f"{folder}/memory.reclaim", str(most))
+        except BlockingIOError:
+            pass  # it was less than that
+        return ""
 
     def used(self) -> Used:
         """What it has counted."""

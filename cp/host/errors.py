@@ -7,6 +7,7 @@ __all__ = [
     "HostLost",
     "LinkError",
     "LinkLimit",
+    "PagingRefused",
     "PreloadFailed",
     "SavedSystemFailed",
     "SealFailed",
@@ -62,6 +63,10 @@ class SavedSystemFailed(HostError):
         super().__init__(f"the saved system for {system} machines failed: {text}")
         self.system = system
         self.text = text
+
+
+class PagingRefused(HostError):
+    """This host takes no page of a machine out of real storage from outside, or not of this one."""
 
 
 class PreloadFailed(HostError):

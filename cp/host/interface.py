@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import attrs
 import trio
 
+from retinue.cp.host.errors import PagingRefused
+
 __all__ = [
     "Birth",
     "Born",
@@ -16,12 +18,14 @@ __all__ = [
     "Kept",
     "Limit",
     "LimitFailed",
+    "PagingRefused",
     "Resident",
     "Restored",
     "SavedSystemDied",
     "SealLayer",
     "SpareFailed",
     "SpareReady",
+    "Storage",
     "Terminate",
 ]
 
@@ -58,6 +62,8 @@ class Birth:
     """Processors it may use at most; 0 for all."""
     largest_share: int = 0
     """The largest share of any machine of its system; 0 for its own."""
+    segments: int = 0
+    """Bytes of addresses that it may have for its segments, above what its storage allows."""
     groups: tuple[str, ...] = ()
     """Files of its control groups, given by the host: whoever writes ``0`` into them is in."""
 
@@ -119,6 +125,29 @@ class Limit:
     """Why it is not enforced, or what it depends on."""
     cure: str = ""
     """What would help."""
+
+
+@attrs.frozen
+class Storage:
+    """What a machine has of storage, all its processes together, in bytes; pages of files (its code) are not in it.
+
+    Pages that several machines share, such as those of the saved system, count in proportion: the sum over all machines
+    is what they have together.
+    """
+
+    resident: int
+    """In real storage: private pages, and its part of shared ones."""
+    private: int
+    """In real storage and nobody else's."""
+    paged: int
+    """Paged out."""
+    reads: int
+    """Pages that were read back, over the life of its processes (major faults)."""
+
+    @property
+    def instantiated(self) -> int:
+        """All that it has ever touched and not given back."""
+        return self.resident + self.paged
 
 
 @attrs.frozen
@@ -291,3 +320,42 @@ class Host(Protocol):
 
     def limits_report(self) -> list[Limit]:
         """How the limits of machines are kept on this host, and why not better."""
+
+    def measure(self, machines: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Storage]:
+        """What machines (by name and generation) have of storage; those that do not live are left out.
+
+        It reads some files for each machine, and may be called in a worker thread.
+        """
+
+    def working_set(self, machine: str, generation: int) -> int | None:
+        """Bytes that a machine has used since this was last asked; None where the host cannot say, and the first time.
+
+        It walks through all its pages, and may be called in a worker thread.
+        """
+
+    def page_out(self, machine: str, generation: int, most: int | None = None) -> int:
+        """Take pages of a machine out of real storage: at most so many bytes, or all. Returns how many it were.
+
+        It waits for the paging device, and may be called in a worker thread.
+
+        :raises PagingRefused: there is nowhere to put them, or no right to do it.
+        """
+
+    def own_ranges(self, machine: str, generation: int, most: int | None = None) -> list[tuple[int, int]]:
+        """Where a machine has at most so many bytes in real storage that it could page out itself; none: it cannot.
+
+        Each is the first address and the one behind the last. It may be called in a worker thread.
+        """
+
+    def paging_report(self) -> Limit:
+        """By what means this host pages machines out, and why not by a better one."""
+
+    def open_volume(self, path: str, size: int) -> str:
+        """Have a file of so many bytes be the paging volume until the system ends; it may be it already.
+
+        Its folder exists. Returns nothing, or why this host has no such volume. It makes and writes the file, and may
+        be called in a worker thread.
+        """
+
+    def pressure(self) -> float | None:
+        """The part of the last ten seconds in which some task waited for storage (PSI), 0 to 1; None if unreadable."""

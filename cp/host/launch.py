@@ -6,7 +6,8 @@ import subprocess
 from collections.abc import Collection, Sequence
 from typing import IO
 
-from retinue.cp.host import nucleus, process, saved
+from retinue.cp.host import nucleus, process, saved, swap
+from retinue.cp.host.image import environment
 
 __all__ = ["launch"]
 
@@ -22,6 +23,7 @@ def launch(
     network: bool,
     preload: Sequence[str] = (),
     secrets: int = -1,
+    volume: str = "",
     leave_out: Collection[str] = (),
     cp_entry: str = nucleus.CP_ENTRY,
     boot_entry: str = saved.BOOT_ENTRY,
@@ -37,6 +39,7 @@ def launch(
     :param network: whether any machine keeps the host's network.
     :param preload: modules that the saved systems import, ``[system] preload``.
     :param secrets: a descriptor for the CP, which the nucleus keeps open for the next one; -1 for none. Borrowed.
+    :param volume: the paging volume, which a process of its own takes back if all others of the system are killed.
     :param leave_out: variables of the environment that no process of the system gets.
     :returns: the nucleus. Its exit status: what the CP ended the system with; 1 if it ended badly, 73 if ``runtime``
         cannot be written to, 75 if another nucleus holds it.
@@ -57,7 +60,7 @@ def launch(
         "cp_entry": cp_entry,
         "boot_entry": boot_entry,
     }
-    return subprocess.Popen(
+    started = subprocess.Popen(
         process.command(arguments, site=False),
         stdin=subprocess.DEVNULL,
         stdout=stderr_file,
@@ -67,3 +70,26 @@ def launch(
         cwd="/",
         start_new_session=True,
     )
+    if volume:
+        _start_guard(started.pid, volume, stderr_file)
+    return started
+
+
+def _start_guard(nucleus_pid: int, volume: str, stderr_file: IO[bytes] | IO[str] | int) -> None:
+    """It outlives the nucleus for a moment, and has no part in anything else."""
+    pidfd = os.pidfd_open(nucleus_pid)
+    try:
+        arguments = {"path": process.import_path(), "entry": swap.GUARD_ENTRY, "parent": 0, "title": "volume-guard"}
+        guard = subprocess.Popen(
+            process.command({**arguments, "nucleus": pidfd, "volume": volume}, site=False),
+            stdin=subprocess.DEVNULL,
+            stdout=stderr_file,
+            stderr=stderr_file,
+            pass_fds=[pidfd],
+            env=environment(dict(os.environ)),
+            cwd="/",
+            start_new_session=True,
+        )
+    finally:
+        os.close(pidfd)
+    guard.returncode = 0  # nobody waits for it: it ends later than whoever has started it

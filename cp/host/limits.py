@@ -134,14 +134,15 @@ class _Resources:
         # A group bounds what the machine may give itself back; else the hard limit has to.
         bounded = self._group is not None and self._group.bounds("memory")
         for pid in (self._group.pids() if self._group is not None else set()) | {self._pid}:
-            data, space = self._now(pid, resource.RLIMIT_DATA), self._now(pid, resource.RLIMIT_AS)
-            wanted = {resource.RLIMIT_DATA: storage, resource.RLIMIT_AS: space + storage - data}
+            data = self._now(pid, resource.RLIMIT_DATA)
+            wanted = {resource.RLIMIT_DATA: storage}
             if self._now(pid, resource.RLIMIT_FSIZE) == data:
                 wanted[resource.RLIMIT_FSIZE] = storage
             try:
                 for kind, value in wanted.items():
                     hard = resource.prlimit(pid, kind)[1]
                     resource.prlimit(pid, kind, (value, hard if bounded and value < hard else value))
+                _change_addresses(pid, storage - data, bounded=bounded)
             except ProcessLookupError:
                 continue
             except (OSError, ValueError) as error:
@@ -149,6 +150,17 @@ class _Resources:
                 more = "; only CAP_SYS_RESOURCE raises them above what they were at its start"
                 return f"the resource limits of its process: {reason}" + (more if storage > data else "")
         return ""
+
+
+def _change_addresses(pid: int, more: int, *, bounded: bool) -> None:
+    """Bytes of addresses: the hard limit stays above the soft one by what the machine may still have for segments."""
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_AS)
+    try:
+        resource.prlimit(pid, resource.RLIMIT_AS, (soft + more, hard if bounded and more < 0 else hard + more))
+    except PermissionError:
+        if not bounded or soft + more > hard:
+            raise
+        resource.prlimit(pid, resource.RLIMIT_AS, (soft + more, hard))
 
 
 def _private(pid: int) -> int:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
 __all__ = ["Clock", "Size", "activity", "folder_size", "processes", "storage", "written"]
@@ -73,12 +73,13 @@ def processes(pid: int) -> list[int]:
     return found
 
 
-def storage(pids: Iterable[int]) -> int:
+def storage(pids: Iterable[int], apart: Collection[tuple[int, int]] = ()) -> int:
     """Bytes of storage that processes have to themselves, shared ones in proportion.
 
     Private memory, shared anonymous memory, changed pages of files that are mapped, all that was swapped out, and the
     whole of every memfd they hold, mapped or not. Of the pages that all machines have from the saved system they count
-    their part. A process that is gone, or not ours to look at, counts nothing.
+    their part. A process that is gone, or not ours to look at, counts nothing. Nor do the files ``apart`` (device and
+    inode), which are written back when room is needed.
     """
     plain = shared = mapped = 0
     memfds: dict[tuple[int, int], int] = {}
@@ -87,6 +88,8 @@ def storage(pids: Iterable[int]) -> int:
             rollup = _rollup(pid)
             anonymous, shmem = rollup.get("Pss_Anon", 0), rollup.get("Pss_Shmem", 0)
             plain += anonymous + rollup.get("SwapPss", 0) + max(0, rollup.get("Pss_Dirty", 0) - anonymous - shmem)
+            if apart:
+                plain -= _changed(pid, apart)
             shared += shmem
             found = _memfds(pid)
             if found:
@@ -115,6 +118,20 @@ def _rollup(pid: int) -> dict[str, int]:
             name, _, value = line.partition(":")
             found[name] = int(value.split()[0]) * 1024
     return found
+
+
+def _changed(pid: int, files: Collection[tuple[int, int]]) -> int:
+    """Bytes of changed pages that a process has of these files."""
+    total, wanted = 0, False
+    with open(f"/proc/{pid}/smaps", errors="surrogateescape") as smaps:
+        for line in smaps:
+            first, *rest = line.split(maxsplit=5)
+            if not first.endswith(":"):
+                major, minor = (int(each, 16) for each in rest[2].split(":"))
+                wanted = (os.makedev(major, minor), int(rest[3])) in files
+            elif wanted and first == "Pss_Dirty:":
+                total += int(rest[0]) * 1024
+    return total
 
 
 def _memfds(pid: int) -> dict[tuple[int, int], int]:

@@ -199,7 +199,8 @@ class Seal:
     def limits(self) -> None:
         """Resource limits. Before the program can allocate anything; does not depend on other steps."""
         birth = self._birth
-        hygiene.set_limits(birth["storage"], birth.get("file_size", 0), self._kit.image, native=self._native)
+        sizes = birth["storage"], birth.get("file_size", 0), birth.get("segments", 0)
+        hygiene.set_limits(*sizes, self._kit.image, native=self._native)
 
     def privileges(self) -> None:
         """Its own user, its own user namespace, no_new_privs and no capability. After root, which asks for some.

@@ -134,12 +134,14 @@ def image(proc: int) -> Image:
     return Image(found["VmData"], found["VmSize"])
 
 
-def set_limits(storage: int, file_size: int, inherited: Image, *, native: bool) -> None:
-    """Resource limits, soft and hard.
+def set_limits(storage: int, file_size: int, segments: int, inherited: Image, *, native: bool) -> None:
+    """Resource limits, soft and hard: the same, but for addresses.
 
     :param storage: bytes for RLIMIT_DATA, which counts private writable memory, the inherited image included. What it
         does not count (shared memory, mapped files) has a bound at :data:`MAPPED_MARGIN` more, by RLIMIT_AS.
     :param file_size: bytes that one file may have, a memfd too; 0 for ``storage``.
+    :param segments: bytes that the hard limit of addresses is above the soft one. The machine's runtime raises the soft
+        one for each segment that it is granted; for all else a machine has no more addresses than without segments.
     :param native: a program will be run that is not the image.
     :raises SealFailed: ``storage`` does not even hold the image.
     """
@@ -148,7 +150,6 @@ def set_limits(storage: int, file_size: int, inherited: Image, *, native: bool) 
         raise SealFailed("limits", f"storage of {storage} bytes", errno.ENOMEM, f'storage = "{least}M" is the least')
     for kind, wanted in (
         (resource.RLIMIT_DATA, storage),
-        (resource.RLIMIT_AS, inherited.size + storage + (NATIVE_MARGIN if native else MAPPED_MARGIN)),
         # SIGXFSZ is ignored in every Python process, so that this is EFBIG.
         (resource.RLIMIT_FSIZE, file_size or storage),
         (resource.RLIMIT_NOFILE, OPEN_FILES),
@@ -159,6 +160,7 @@ def set_limits(storage: int, file_size: int, inherited: Image, *, native: bool) 
         (resource.RLIMIT_NICE, 0),
     ):
         _limit(kind, wanted)
+    _limit(resource.RLIMIT_AS, inherited.size + storage + (NATIVE_MARGIN if native else MAPPED_MARGIN), segments)
 
 
 def limit_counted(*, tasks: bool) -> None:
@@ -171,11 +173,12 @@ def limit_counted(*, tasks: bool) -> None:
         _limit(resource.RLIMIT_NPROC, TASKS)
 
 
-def _limit(kind: int, wanted: int) -> None:
+def _limit(kind: int, wanted: int, room: int = 0) -> None:
+    """The soft limit, and a hard one that leaves ``room`` above it."""
     # Nobody may raise a hard limit without CAP_SYS_RESOURCE: where the site allows less, less it is.
     hard = resource.getrlimit(kind)[1]
-    value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(kind, (value, value))
+    most = wanted + room if hard == resource.RLIM_INFINITY else min(wanted + room, hard)
+    resource.setrlimit(kind, (min(wanted, most), most))
 
 
 def drop_privileges(keep: int = 0) -> None:
