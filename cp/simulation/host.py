@@ -16,6 +16,7 @@ from retinue.cp.host.interface import (
     Restored,
     SealLayer,
     SpareReady,
+    Storage,
     Terminate,
 )
 from retinue.cp.host.link import DESCRIPTORS_MAX, NOTE_MAX, packed
@@ -74,8 +75,8 @@ class SimulatedHost:
         return 0 if found is None else found.pid
 
     def cpu_time(self, machine: str, generation: int) -> float | None:
-        """See Host.cpu_time. Simulated machines take none."""
-        return 0.0 if self.pid(machine, generation) else None
+        """See Host.cpu_time. Simulated machines take none, but for what a test says."""
+        return self._nucleus.storage.cpu_time((machine, generation)) if self.pid(machine, generation) else None
 
     def end(self, how: str, text: str, exit_code: int) -> None:
         """See Host.end."""
@@ -94,6 +95,38 @@ class SimulatedHost:
         """See Host.limits_report. As if they were kept: a simulation shall not warn of itself in every log."""
         limits = ("storage", "share", "cpu", "tasks", "disk", "temporary disk")
         return [Limit(limit, "none", enforced=True, why="" if limit == "storage" else WHY) for limit in limits]
+
+    # -- storage -------------------------------------------------------------------------------------------------------
+
+    def measure(self, machines: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Storage]:
+        """See Host.measure. What a test has set: see :class:`~retinue.cp.simulation.storage.SimulatedStorage`."""
+        measured = ((key, self._nucleus.storage.measure(key)) for key in machines)
+        return {key: storage for key, storage in measured if storage is not None}
+
+    def working_set(self, machine: str, generation: int) -> int | None:
+        """See Host.working_set."""
+        return self._nucleus.storage.working_set((machine, generation))
+
+    def page_out(self, machine: str, generation: int, most: int | None = None) -> int:
+        """See Host.page_out."""
+        return self._nucleus.storage.page_out((machine, generation), most)
+
+    def own_ranges(self, machine: str, generation: int, most: int | None = None) -> list[tuple[int, int]]:
+        """See Host.own_ranges. A played machine pages out nothing by itself."""
+        return []
+
+    def paging_report(self) -> Limit:
+        """See Host.paging_report."""
+        return self._nucleus.storage.report()
+
+    def open_volume(self, path: str, size: int) -> str:
+        """See Host.open_volume. It has so much room, and no file."""
+        self._nucleus.storage.room = size
+        return ""
+
+    def pressure(self) -> float | None:
+        """See Host.pressure."""
+        return self._nucleus.storage.pressure
 
     # -- what is kept for the next one ---------------------------------------------------------------------------------
 

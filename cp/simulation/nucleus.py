@@ -20,6 +20,7 @@ from retinue.cp.simulation.host import SimulatedHost
 from retinue.cp.simulation.machine import SimulatedMachine
 from retinue.cp.simulation.process import Process
 from retinue.cp.simulation.scheduler import simulating
+from retinue.cp.simulation.storage import SimulatedStorage
 
 __all__ = ["End", "Nucleus", "open_nucleus"]
 
@@ -49,6 +50,7 @@ class Nucleus:
 
     def __init__(self, nursery: trio.Nursery, modules: Mapping[str, Mapping[str, ModuleType]]) -> None:
         self.faults = Faults()
+        self.storage = SimulatedStorage()
         self.machines: dict[Key, SimulatedMachine] = {}
         self.kept: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {}
         self.unburied: dict[Key, Exit] = {}
@@ -120,12 +122,14 @@ class Nucleus:
         given = self._modules.get(birth.machine) or self._modules.get(birth.machine.partition("@")[0]) or {}
         machine = SimulatedMachine(birth, control, log, self._pids, flaws, self._exited, given)
         self.machines[birth.machine, birth.generation] = machine
+        self.storage.born(birth.machine, birth.generation)
         self._nursery.start_soon(machine.run, name=machine.process.name)
         return Born(machine.pid, ())
 
     def _exited(self, machine: SimulatedMachine, exit: Exit) -> None:
         key = exit.machine, exit.generation
         del self.machines[key]
+        self.storage.ended(*key)
         self.unburied[key] = exit
         if self._host is not None:
             self._host.tell(exit)

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from retinue.cp.simulation.faults import NONE, Flaws
+from retinue.cp.simulation.storage import Pages
 from retinue.cp.states import State
 from retinue.pipes import Path
 
@@ -55,6 +56,11 @@ class SimulatedMachine:
     def _fits(self, wanted: set[State], generation: int) -> bool:
         life = self._system.life(self.name)
         return life.state in wanted and life.generation >= generation
+
+    @property
+    def pages(self) -> Pages:
+        """What its newest process has of storage, which a test may change. KeyError when it has none."""
+        return self._system.nucleus.storage.of(self.name)
 
     # -- talking to it -------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,306 @@
+"""The task that keeps the machines of a system within its real storage."""
+
+import contextlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import trio
+
+from retinue.cp.death import Cause, Trouble
+from retinue.cp.host.interface import PagingRefused
+from retinue.cp.pager.admission import Admission, Room
+from retinue.cp.pager.census import Census, Machine, Record
+from retinue.cp.pager.overcommit import Overcommit, Step, victim
+from retinue.cp.pager.policy import LEAST, Figures, Take, plan
+from retinue.cp.syslog import NOTICE, WARNING
+from retinue.cp.watch import mebibytes
+from retinue.cp.watchdog import BEATS
+from retinue.pipes import PathError
+
+if TYPE_CHECKING:
+    from retinue.cp.incarnation import Incarnation
+    from retinue.cp.life import Life
+    from retinue.cp.system import ControlProgram
+
+__all__ = ["KEY", "Pager", "SegmentStore"]
+
+EVERY: Final = 1.0
+"""Seconds between two looks."""
+
+SELDOM: Final = 4.0
+"""The same while nobody runs and there is room."""
+
+SHRINK: Final = 2.0
+"""Seconds that a machine may take to give something back when it is asked to."""
+
+AT_ONCE: Final = 8
+"""Idle machines that are paged out at the same time."""
+
+ITSELF: Final = 5.0
+"""Seconds that a machine may take to page itself out on the control program's word."""
+
+KEY: Final = "pager"
+"""Under which it is kept who was ended."""
+
+
+class SegmentStore(Protocol):
+    """What the pager asks of :class:`retinue.cp.segments.Segments`."""
+
+    def resident(self) -> dict[str, int]:
+        """Bytes in real storage, by machine. May be called in a worker thread."""
+
+    def granted(self) -> dict[str, int]:
+        """Bytes of them in all, by machine."""
+
+    async def evict(self, machine: str, most: int | None = None) -> int:
+        """Put out at most so many bytes; returns how many it were."""
+
+
+class Pager:
+    """Of one running system. It does nothing while the topology asks for nothing that it could do."""
+
+    def __init__(self, cp: "ControlProgram", segments: SegmentStore | None = None) -> None:
+        self._cp = cp
+        self.segments = segments
+        self.census = Census(cp.host)
+        self.overcommit = Overcommit()
+        self.admission = Admission(self._room, self._keep)
+        self._looking = trio.Lock()
+        self._changed = trio.Event()
+        self._told: set[str] = set()
+
+    # -- what is asked of it -------------------------------------------------------------------------------------------
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes of real storage that all machines together may have; None for no bound."""
+        return self._cp.topology.system.storage
+
+    @property
+    def works(self) -> bool:
+        """Whether the topology asks for anything that it does."""
+        return self.limit is not None or any(self.idle_page_out(life) for life in self._cp.lives.values())
+
+    def idle_page_out(self, life: "Life") -> float:
+        """Seconds without running after which it is paged out; 0 for never."""
+        own = life.entry.idle_page_out
+        return (self._cp.topology.system.idle_page_out if own is None else own) or 0.0
+
+    def redeclare(self) -> None:
+        """The topology has changed."""
+        self._changed.set()
+
+    def _room(self) -> Room:
+        return Room(self.census.total if self.census.looked else None, self.limit, self.overcommit.holds)
+
+    def why_held(self, life: "Life") -> str:
+        """Why a machine must not be started now; empty if it may be."""
+        return self.admission.why_not(life.name, life.entry.reserve) if self.limit is not None else ""
+
+    def has_room(self, life: "Life") -> bool:
+        """Whether there is room for a successor beside a machine, which will need as much as it does."""
+        if self.limit is None:
+            return True
+        mine = sum(record.resident for (name, _), record in self.census.records.items() if name == life.name)
+        return not self.overcommit.holds and self.census.total + mine <= self.limit
+
+    # -- over the death of a control program ---------------------------------------------------------------------------
+
+    def _keep(self) -> None:
+        self._cp.host.keep(KEY, self.admission.note())
+
+    def restore(self, note: Mapping[str, Any]) -> None:
+        """Go on with what an earlier control program has noted. Figures are taken anew."""
+        self.admission.restore(dict(note))
+
+    # -- the task ------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Look now and then, and do what has to be done."""
+        while True:
+            self._changed = trio.Event()
+            if not self.works:
+                self.overcommit = Overcommit()
+                self._let_go()
+                await self._changed.wait()
+                continue
+            try:
+                await self.pass_()
+            except OSError as exc:
+                # A host that is short of everything refuses descriptors, too: that must not end the control program.
+                self._tell_once(f"the pager could not look at the machines: {exc.strerror}")
+            busy = any(figures.runs for figures in self.census.figures(trio.current_time()))
+            with trio.move_on_after(EVERY if busy or self.overcommit.step else SELDOM):
+                await self._changed.wait()
+
+    async def look(self) -> None:
+        """Take the figures of every machine."""
+        async with self._looking:
+            machines = [self._machine(life, each) for life in self._cp.lives.values() for each in life.processes]
+            await trio.to_thread.run_sync(self._look, trio.current_time(), machines, abandon_on_cancel=True)
+
+    def _machine(self, life: "Life", process: "Incarnation") -> Machine:
+        entry = life.entry
+        return Machine(
+            name=life.name,
+            generation=process.generation,
+            pid=process.pid or 0,
+            native=entry.kind == "exec",
+            reserve=entry.reserve,
+            priority=entry.priority,
+            idle_page_out=self.idle_page_out(life),
+            beat=entry.watchdog / BEATS,
+        )
+
+    def _look(self, now: float, machines: list[Machine]) -> None:
+        """In a thread."""
+        segments = {} if self.segments is None else self.segments.resident()
+        self.census.look(now, machines, segments, working=True)
+
+    async def pass_(self) -> None:
+        """Look, take what is too much, and go on as far as that does not help."""
+        await self.look()
+        now, limit = trio.current_time(), self.limit
+        figures = self.census.figures(now)
+        taken = await self._take_all(plan(figures, limit, self._cp.host.pressure()))
+        total = max(self.census.total - taken, 0)
+        step = self.overcommit.look(now, total, limit, more=taken >= LEAST)
+        if step is not None and limit is not None:
+            self._go_to(step, total, limit, figures)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Whoever waits for room looks again."""
+        for life in self._cp.lives.values():
+            if life.current is None:
+                life.notice()
+
+    # -- taking pages --------------------------------------------------------------------------------------------------
+
+    async def _take_all(self, takes: list[Take]) -> int:
+        """Returns how many bytes were taken. Those that are idle have to be told first, which takes a moment each."""
+        total = 0
+        places = trio.Semaphore(AT_ONCE)
+
+        async def take_whole(take: Take) -> None:
+            nonlocal total
+            async with places:
+                taken = await self._take(take)
+            total += taken
+
+        async with trio.open_nursery() as nursery:
+            for take in takes:
+                if take.why == "idle":
+                    nursery.start_soon(take_whole, take)
+                else:
+                    taken = await self._take(take)
+                    total += taken
+        return total
+
+    async def _take(self, take: Take) -> int:
+        record = self.census.records.get((take.name, take.generation))
+        process = self._process(take.name, take.generation)
+        if record is None or process is None:
+            return 0
+        if take.why != "idle":
+            return await self._take_from(record, take.most)
+        async with process.pulse.rest():
+            taken = await self._take_from(record, take.most)
+        if 2 * taken >= take.most:
+            record.settle(self.census.cpu_time(record.machine))
+        return taken
+
+    async def _take_from(self, record: Record, most: int) -> int:
+        taken = 0
+        if self.segments is not None and record.segments:
+            taken += await self.segments.evict(record.machine.name, min(most, record.segments))
+        if taken < most:
+            taken += await self._page_out(record, most - taken)
+        record.tried(trio.current_time(), most, taken)
+        return taken
+
+    async def _page_out(self, record: Record, most: int) -> int:
+        machine, host = record.machine, self._cp.host
+        try:
+            return await trio.to_thread.run_sync(
+                host.page_out, machine.name, machine.generation, most, abandon_on_cancel=True
+            )
+        except PagingRefused as exc:
+            taken = await self._page_itself_out(machine, most)
+            if not taken:
+                self._tell_once(f"{machine.name} cannot be paged out: {exc}")
+            return taken
+
+    async def _page_itself_out(self, machine: Machine, most: int) -> int:
+        """By the machine's own runtime, which is told where its pages are. Returns how many bytes it were."""
+        host = self._cp.host
+        ranges = await trio.to_thread.run_sync(
+            host.own_ranges, machine.name, machine.generation, most, abandon_on_cancel=True
+        )
+        process = self._process(machine.name, machine.generation)
+        if not ranges or process is None:
+            return 0
+        with trio.move_on_after(ITSELF), contextlib.suppress(PathError):
+            await process.ask("page-out", {"ranges": [list(each) for each in ranges]})
+        key = machine.name, machine.generation
+        found = await trio.to_thread.run_sync(host.measure, [key], abandon_on_cancel=True)
+        before = self.census.records[key].storage.resident if key in self.census.records else 0
+        return max(before - found[key].resident, 0) if key in found else 0
+
+    def _process(self, name: str, generation: int) -> "Incarnation | None":
+        life = self._cp.lives.get(name)
+        found = [] if life is None else [each for each in life.processes if each.generation == generation]
+        return found[0] if found else None
+
+    def _tell_once(self, text: str) -> None:
+        if text not in self._told and len(self._told) < 1000:
+            self._told.add(text)
+            self._cp.syslog.write(WARNING, text)
+
+    # -- when that is not enough ---------------------------------------------------------------------------------------
+
+    def _go_to(self, step: Step, total: int, limit: int, figures: list[Figures]) -> None:
+        have = f"{mebibytes(total)} of {mebibytes(limit)} are resident"
+        why = f"real storage is over-committed: {have}, and nothing more can be paged out"
+        match step:
+            case Step.FITS:
+                self._cp.syslog.write(NOTICE, f"there is room in real storage again: {have}")
+            case Step.SHRINK:
+                report = self._cp.host.paging_report()
+                cure = "" if report.enforced or not report.why else f" ({report.mechanism}: {report.why})"
+                self._cp.syslog.write(WARNING, f"{why}{cure}; the machines are asked to shrink")
+                self._cp.nursery.start_soon(self._ask_to_shrink, total - limit, figures)
+            case Step.HOLD:
+                self._cp.syslog.write(WARNING, f"{why}; no machine is started before there is room")
+            case Step.END:
+                self._end_one(have, figures)
+
+    async def _ask_to_shrink(self, wanted: int, figures: list[Figures]) -> None:
+        """Who has little is left alone: to be asked costs it more than it could give back."""
+        async with trio.open_nursery() as nursery:
+            for each in figures:
+                process = self._process(each.name, each.generation)
+                if process is not None and process.ready and each.resident > max(LEAST, each.reserve):
+                    nursery.start_soon(_shrink, process, min(wanted, each.resident))
+
+    def _end_one(self, have: str, figures: list[Figures]) -> None:
+        grown: dict[str, int] = {}
+        for (name, _), record in self.census.records.items():
+            grown[name] = grown.get(name, 0) + record.grown
+        found = victim(figures, grown, self._cp.topology.system.syslog)
+        process = None if found is None else self._process(found.name, found.generation)
+        if found is None or process is None:
+            return
+        text = f"out of real storage: {have}, and nothing more can be paged out; "
+        growth = f"grown by {mebibytes(found.grown)} lately"
+        if found.wanted_by == found.name:
+            text += f"it wanted more itself ({growth}), and nobody has a lower priority than {found.priority}"
+        else:
+            text += f"{found.wanted_by} wanted it ({growth}), and nobody has a lower priority than {found.priority}"
+        self.admission.ended(found.name)
+        process.kill(Trouble(Cause.NO_ROOM, text))
+
+
+async def _shrink(process: "Incarnation", wanted: int) -> None:
+    with trio.move_on_after(SHRINK), contextlib.suppress(PathError):
+        await process.ask("shrink", {"bytes": wanted})
