@@ -12,9 +12,8 @@ known to others after their commit, so that none is known that could get another
 **Intake.** Packets are received into the journal itself (:mod:`retinue.cp.intake`). The state in force says how many
 packets of which batch have become records; the others are in :attr:`Journal.left` and become records then.
 
-**Room.** Each machine writes blocks of its own. It keeps KEEP of them; more only of what waits to be stored. When no
-block is free, the machine that has most loses its oldest one: a flood drives out nobody else's records. What had not
-been stored is counted in the same commit (:attr:`Journal.lost`).
+**Room.** Each machine writes blocks of its own (:mod:`retinue.cp.room`). What waits of them to be stored is bounded;
+more goes to the disk, or is counted in the same commit (:attr:`Journal.losses`).
 
 Only one process may use a journal: whose it was is dead and reaped when it is adopted.
 """
@@ -25,7 +24,6 @@ import mmap
 import os
 import socket
 import struct
-from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -33,22 +31,22 @@ import msgpack
 
 from retinue.cp import layout
 from retinue.cp.intake import Intake, Packet
-from retinue.cp.records import Record
+from retinue.cp.losses import Cause
+from retinue.cp.records import Machines, Record, names_of
+from retinue.cp.room import Room
 from retinue.cp.source import Source
-from retinue.cp.tape import BLOCK, HEAD, Block, Tape, size_of
+from retinue.cp.tape import BLOCK, ENDLESS, Block, Packed, Tape, pieces_of, size_of
 
 # Bytes of all blocks together, unless told otherwise: what waits for the syslog machine while it is away. Memory is
 # taken when it is written.
 ROOM: Final = 64 * 1024 * 1024
 # The least there may be: a commit of the largest packet, escaped and hidden, needs half of it.
 LEAST_ROOM: Final = 64 * BLOCK
-# Blocks of a machine that are kept when all in them is stored: enough to explain a bad minute of it.
-KEEP: Final = 16
-# Blocks let go of that keep their memory, for the next ones.
-WARM: Final = 16
 # Control programs that may die while they read one packet that their predecessor has left: it may be what kills them.
 # Of three in a row the nucleus would end the system.
 ATTEMPTS: Final = 2
+# Of what records are lost in here, and where they are counted.
+_CAUSES: Final = {"buffer": "lost", "spill": "lost_spill", "rate": "over"}
 
 
 class JournalUnusable(ValueError):
@@ -79,8 +77,7 @@ class Journal:
         """Records up to this number are just being stored."""
         self._tapes: dict[str, Tape] = {}
         self._sources: dict[tuple[str, int], Source] = {}
-        self._free = deque(Block(index) for index in range(blocks))
-        self._warm: list[Block] = []
+        self.room = Room(self, self._tapes, map(Block, range(blocks)))
         self._force = self._batch = self._done = self._order = 0
         self._left: tuple[Source, list[tuple[bytes, bool]]] | None = None
 
@@ -152,31 +149,35 @@ class Journal:
         place = layout.STATES_AT + (self._force & 1) * layout.STATE_ROOM
         state = layout.STATE_ROW.unpack_from(self._memory, place)
         place += layout.STATE_ROW.size
-        self._apply(state, self._memory[place : place + state[-1] * layout.CHANGE_ROW.size])
+        self._apply(state, self._memory[place : place + state[-1] * layout.CHANGE_ROW.size], self._losses_in_force())
         self.last, self.stored, keeping, self._batch, self._done = state[:5]
-        self.keeping = bool(keeping)
+        self.keeping, self.offered = bool(keeping), self.stored
         names = [
-            (name[:length].decode("utf-8", "replace"), lost)
-            for length, lost, name in layout.MACHINE_ROW.iter_unpack(
+            (name[:length].decode("utf-8", "replace"), lost, *losses)
+            for length, lost, name, *losses in layout.MACHINE_ROW.iter_unpack(
                 self._memory[layout.MACHINES_AT : layout.BLOCKS_AT]
             )
         ]
-        self._free.clear()
+        self.room.free.clear()
         found = []
         table = self._memory[layout.BLOCKS_AT : layout.BLOCKS_AT + blocks * layout.BLOCK_ROW.size]
         for index, (machine, *rest) in enumerate(layout.BLOCK_ROW.iter_unpack(table)):
             if machine:
-                found.append((names[machine - 1][0], machine - 1, Block(index, *rest)))
+                gone, of = bool(machine & layout.GONE), (machine & ~layout.GONE) - 1
+                block = Block(index, *rest)
+                block.gone = gone
+                found.append((names[of][0], of, block))
             else:
-                self._free.append(Block(index))
+                self.room.free.append(Block(index))
         for name, index, block in sorted(found, key=lambda each: each[2].order):
             tape = self._tape_at(name, index)
             tape.blocks.append(block)
             self._order = block.order
             self.unkept += tape.waiting(block, self.stored)
-        for index, (name, lost) in enumerate(names):
-            if lost:
-                self._tape_at(name, index).lost = lost
+        for index, (name, *losses) in enumerate(names):
+            if any(losses):
+                tape = self._tape_at(name, index)
+                tape.lost, tape.lost_spill, tape.over, tape.dropping = losses
         for index, row in enumerate(
             layout.SOURCE_ROW.iter_unpack(self._memory[layout.SOURCES_AT : layout.MACHINES_AT])
         ):
@@ -192,6 +193,7 @@ class Journal:
     def _tape_at(self, name: str, index: int) -> Tape:
         if name not in self._tapes:
             self._tapes[name] = Tape(name, index, self._memory, self._blocks_at)
+            self.room.measure(self._tapes[name])
         return self._tapes[name]
 
     def _restore_intake(self) -> None:
@@ -240,67 +242,42 @@ class Journal:
         source: Source | None = None,
         done: int = 0,
         ends: bool = False,
-        told: bool = False,
+        told: str = "",
     ) -> int:
         """Commit records, each ``[time, severity, logger, message, fields]``; returns the number of the first one.
 
         :param source: whose packets they are from; its number and line are committed as well.
         :param done: how many packets of the batch have become records with this.
         :param ends: forget the source: its descriptor was read to the end.
-        :param told: one of the records says how many of this machine are lost.
+        :param told: one of the records says how many of this machine are lost, of this cause.
         """
-        tape = self._tape(machine)
+        tape = self.tape(machine)
         first = self.last + 1
-        blocks = self._lay(tape, generation, self._pack(bodies)) if bodies else []
+        blocks = self._lay(tape, generation, pieces_of(self._packer, bodies)) if bodies else []
         self.last += len(bodies)
         self.unkept += len(bodies)
         if told:
-            tape.lost = 0
+            setattr(tape, _CAUSES[told], 0)
         if source is not None:
             self._done += done
+            tape.over += source.over
+            source.over = 0
             if source.line != source.saved:
                 self._save_line(source)
-        self._commit(tape, blocks, source, ends=ends)
+        self.commit(tape, blocks, source, ends=ends)
         if ends and source is not None:
             del self._sources[source.machine, source.generation]
         return first
 
-    def _pack(self, bodies: list[list[Any]]) -> list[tuple[int, bytes]]:
-        """Pieces that fit a block each: how many records, and their bytes."""
-        try:
-            blob = self._packer.pack(bodies)
-        except (TypeError, ValueError, OverflowError):
-            for body in bodies:
-                body[4] = self._plain(body[4])
-            blob = self._packer.pack(bodies)
-        if len(blob) <= BLOCK - HEAD.size:
-            return [(len(bodies), blob)]
-        if len(bodies) > 1:
-            middle = len(bodies) // 2
-            return self._pack(bodies[:middle]) + self._pack(bodies[middle:])
-        (body,) = bodies
-        body[4] = {"cut": f"{len(body[3]) - BLOCK // 8} characters of it, or its fields"}
-        body[3] = body[3][: BLOCK // 8]
-        return [(1, self._packer.pack(bodies))]
-
-    def _plain(self, fields: dict[Any, Any]) -> dict[Any, Any]:
-        """Fields of a record of our own as msgpack can say them."""
-        try:
-            self._packer.pack(fields)
-            return fields
-        except (TypeError, ValueError, OverflowError):
-            return {ascii(name).strip("'"): ascii(value) for name, value in fields.items()}
-
     def _lay(self, tape: Tape, generation: int, pieces: Sequence[tuple[int, bytes]]) -> list[Block]:
         """Write chunks behind the end of the machine's blocks; returns the blocks that have any of them."""
-        while len(self._free) + len(self._warm) < self._new_blocks(tape, pieces):
-            self._drive_out()
+        self.room.make(tape, self._new_blocks(tape, pieces))
         first = self.last + 1
         touched: list[Block] = []
         for count, blob in pieces:
             block = tape.blocks[-1] if tape.blocks else None
-            if block is None or block.used + size_of(len(blob)) > BLOCK:
-                block = self._warm.pop() if self._warm else self._free.popleft()
+            if block is None or block.gone or block.used + size_of(len(blob)) > tape.room:
+                block = self.room.take()
                 self._order += 1
                 block.order, block.first, block.used, block.count = self._order, first, 0, 0
                 tape.blocks.append(block)
@@ -311,15 +288,13 @@ class Journal:
         return touched
 
     def _new_blocks(self, tape: Tape, pieces: Sequence[tuple[int, bytes]]) -> int:
-        used = tape.blocks[-1].used if tape.blocks else BLOCK
+        used = tape.blocks[-1].used if tape.blocks and not tape.blocks[-1].gone else BLOCK
         new = 0
         for _, blob in pieces:
-            if used + size_of(len(blob)) > BLOCK:
+            if used + size_of(len(blob)) > tape.room:
                 used = 0
                 new += 1
             used += size_of(len(blob))
-        if new:
-            self._let_go(tape, KEEP - new)
         return new
 
     def _save_line(self, source: Source) -> None:
@@ -332,7 +307,7 @@ class Journal:
     def _line_at(self, source: Source, which: int) -> int:
         return self._lines_at + (source.index * 2 + which) * layout.LINE
 
-    def _commit(
+    def commit(
         self,
         tape: Tape | None = None,
         blocks: Sequence[Block] = (),
@@ -350,7 +325,9 @@ class Journal:
         changes = b"".join(
             [
                 layout.CHANGE_ROW.pack(
-                    each.index, each.count and machine, each.order, each.used, each.first, each.last, each.count
+                    each.index,
+                    each.count and (machine | layout.GONE if each.gone else machine),
+                    *(each.order, each.used, each.first, each.last, each.count),
                 )
                 for each in blocks
             ]
@@ -358,18 +335,31 @@ class Journal:
         self._force += 1
         place = layout.STATES_AT + (self._force & 1) * layout.STATE_ROOM
         layout.STATE_ROW.pack_into(self._memory, place, *head)
+        losses = (0, 0, 0) if tape is None else (tape.lost_spill, tape.over, tape.dropping)
+        layout.LOSS_ROW.pack_into(self._memory, self._losses_at, self._force, *losses)
         place += layout.STATE_ROW.size
         self._memory[place : place + len(changes)] = changes
         self._words[layout.WORD_FORCE] = self._force
-        self._apply(head, changes)
+        self._apply(head, changes, losses)
 
-    def _apply(self, state: tuple[int, ...], changes: bytes) -> None:
+    @property
+    def _losses_at(self) -> int:
+        return layout.STATES_AT + ((self._force & 1) + 1) * layout.STATE_ROOM - layout.LOSS_ROW.size
+
+    def _losses_in_force(self) -> Sequence[int] | None:
+        force, *losses = layout.LOSS_ROW.unpack_from(self._memory, self._losses_at)
+        return losses if force == self._force else None
+
+    def _apply(self, state: tuple[int, ...], changes: bytes, losses: Sequence[int] | None) -> None:
         """Copy what a state in force changes to the tables; twice is as good as once."""
         of, *row, machine, lost, _ = state[5:]
         if of:
             layout.SOURCE_ROW.pack_into(self._memory, layout.SOURCES_AT + (of - 1) * layout.SOURCE_ROW.size, *row)
         if machine:
-            struct.pack_into("@Q", self._memory, layout.MACHINES_AT + (machine - 1) * layout.MACHINE_ROW.size + 8, lost)
+            at = layout.MACHINES_AT + (machine - 1) * layout.MACHINE_ROW.size + 8
+            struct.pack_into("@Q", self._memory, at, lost)
+            if losses is not None:
+                struct.pack_into("@3Q", self._memory, at + 8 + layout.NAME, *losses)
         for index, *columns in layout.CHANGE_ROW.iter_unpack(changes):
             layout.BLOCK_ROW.pack_into(self._memory, layout.BLOCKS_AT + index * layout.BLOCK_ROW.size, *columns)
 
@@ -392,7 +382,8 @@ class Journal:
         """Those that were not read to their end."""
         return [*self._sources.values()]
 
-    def _tape(self, machine: str) -> Tape:
+    def tape(self, machine: str) -> Tape:
+        """What there is of a machine."""
         tape = self._tapes.get(machine)
         if tape is None:
             if len(self._tapes) == layout.MACHINES:
@@ -401,7 +392,7 @@ class Journal:
             index = next(index for index in range(layout.MACHINES) if index not in taken)
             name = machine.encode()[: layout.NAME]
             layout.MACHINE_ROW.pack_into(
-                self._memory, layout.MACHINES_AT + index * layout.MACHINE_ROW.size, len(name), 0, name
+                self._memory, layout.MACHINES_AT + index * layout.MACHINE_ROW.size, len(name), 0, name, 0, 0, 0
             )
             tape = self._tape_at(machine, index)
         return tape
@@ -410,59 +401,40 @@ class Journal:
         """Free the names of those of whom there is nothing; never all are in use: there are fewer blocks."""
         read = {source.machine for source in self._sources.values()}
         for tape in [*self._tapes.values()]:
-            if not tape.blocks and not tape.lost and tape.name not in read:
+            lost = tape.lost or tape.lost_spill or tape.over
+            if not tape.blocks and not lost and tape.name not in read:
                 del self._tapes[tape.name]
 
-    # -- room ------------------------------------------------------------------------------------------------------
-
-    def _let_go(self, tape: Tape, keep: int) -> None:
-        """Free a machine's oldest blocks above so many, unless something in them waits to be stored."""
-        while len(tape.blocks) > max(keep, 1) and not (self.keeping and tape.blocks[0].last > self.stored):
-            self._free_block(tape, tape.blocks[0])
-
-    def _drive_out(self) -> None:
-        """Free the oldest block of the machine that has most; if possible none that is just being stored."""
-        tapes = sorted((tape for tape in self._tapes.values() if tape.blocks), key=lambda tape: -len(tape.blocks))
-        for tape in tapes:
-            for block in tape.blocks:
-                if block.first > self.offered or block.last <= self.stored:
-                    self._free_block(tape, block)
-                    return
-        self._free_block(tapes[0], tapes[0].blocks[0])
-
-    def _free_block(self, tape: Tape, block: Block) -> None:
-        waiting = tape.waiting(block, self.stored)
-        self.unkept -= waiting
-        if self.keeping:
-            tape.lost += waiting
-        tape.blocks.remove(block)
-        block.count = 0
-        self._commit(tape, [block])
-        if len(self._warm) < WARM:
-            self._warm.append(block)
-            return
-        self._free.append(block)
+    def give_back(self, block: Block) -> None:
+        """Let the kernel have the memory of a block in which nothing is any more."""
         advice = mmap.MADV_REMOVE if self._descriptor is not None else mmap.MADV_DONTNEED
         self._memory.madvise(advice, self._blocks_at + block.index * BLOCK, BLOCK)
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    def newest(self, machine: str | None, *, after: int = 0) -> Iterator[Record]:
-        """Records with higher numbers, of one machine or of all, the newest first. Take them before the next commit."""
-        return heapq.merge(*(tape.newest(after) for tape in self._of(machine)), key=lambda each: -each["seq"])
+    def newest(self, machine: Machines, *, after: int = 0, before: int = ENDLESS) -> Iterator[Record]:
+        """Records with numbers between the two, the newest first. Take them before the next commit."""
+        return heapq.merge(*(tape.newest(after, before) for tape in self._of(machine)), key=lambda each: -each["seq"])
 
-    def oldest(self, machine: str | None, *, after: int) -> Iterator[tuple[int, Record]]:
-        """The same, the oldest first, each with about its bytes."""
+    def oldest(self, machine: Machines, *, after: int) -> Iterator[tuple[int, Record]]:
+        """Those with higher numbers, the oldest first, each with about its bytes."""
         chunks = heapq.merge(*(tape.oldest(after) for tape in self._of(machine)), key=lambda chunk: chunk[0])
         for _, size, records in chunks:
             for each in records:
                 if each["seq"] > after:
                     yield size // len(records), each
 
-    def _of(self, machine: str | None) -> list[Tape]:
+    def packed(self, *, after: int) -> Iterator[Packed]:
+        """Chunks of all machines in which such records wait, the oldest first, as they lie here and on the disk."""
+        waiting = [tape.packed(after) for tape in self._tapes.values()]
+        if self.room.spill:
+            waiting.append(self.room.spill.packed(after))
+        return heapq.merge(*waiting, key=lambda chunk: chunk.first)
+
+    def _of(self, machine: Machines) -> list[Tape]:
         if machine is None:
             return [*self._tapes.values()]
-        return [self._tapes[machine]] if machine in self._tapes else []
+        return [self._tapes[name] for name in names_of(machine) if name in self._tapes]
 
     # -- storing ---------------------------------------------------------------------------------------------------
 
@@ -470,17 +442,29 @@ class Journal:
         """From here on somebody stores the records, all that are here and were not."""
         if not self.keeping:
             self.keeping = True
-            self._commit()
+            self.commit()
 
-    def store(self, batch: Sequence[Record]) -> None:
-        """These records, the oldest that were not, are stored."""
-        self.stored = self.offered = batch[-1]["seq"]
-        self.unkept = max(0, self.unkept - len(batch))
-        self._commit()
-        for tape in self._tapes.values():
-            self._let_go(tape, KEEP)
+    def store(self, last: int, count: int) -> None:
+        """The oldest that were not are stored, up to this number; ``count`` says how many these were."""
+        self.room.count_broken()
+        self.stored = self.offered = last
+        self.unkept = max(0, self.unkept - count)
+        self.commit()
+        self.room.stored()
+
+    def recount(self) -> None:
+        """Find out anew how many records wait: files on the disk may be gone."""
+        waiting = sum(min(chunk.records, chunk.last - self.stored) for chunk in self.packed(after=self.stored))
+        self.room.count_broken()
+        self.unkept = waiting
 
     @property
-    def lost(self) -> dict[str, int]:
-        """Of each machine how many records were let go of before they were stored, and no record says so yet."""
-        return {tape.name: tape.lost for tape in self._tapes.values() if tape.lost}
+    def losses(self) -> list[tuple[str, Cause, int]]:
+        """How many records of a machine were let go of before they were stored, by cause, and no record says so yet."""
+        found: list[tuple[str, Cause, int]] = []
+        for tape in self._tapes.values():
+            if tape.lost:
+                found.append((tape.name, "buffer", tape.lost))
+            if tape.lost_spill:
+                found.append((tape.name, "spill", tape.lost_spill))
+        return found

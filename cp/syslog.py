@@ -8,6 +8,7 @@ number. Records go into the journal, which the next control program finds if thi
 
 import fcntl
 import itertools
+import pathlib
 import select
 import socket
 import termios
@@ -18,13 +19,18 @@ from typing import Any, Final
 import trio
 
 from retinue.cp.broadcast import Broadcast
-from retinue.cp.checking import OURS, Body, checked_body
+from retinue.cp.checking import OURS, Body, checked_bodies, checked_body
+from retinue.cp.directory import Directory
+from retinue.cp.directory.model import LogPolicy
 from retinue.cp.journal import Journal
 from retinue.cp.keeper import Keeper
-from retinue.cp.records import OVERHEAD, Record
+from retinue.cp.log_policy import UNDECLARED, Allowance, LogPolicies
+from retinue.cp.losses import Cause, gap
+from retinue.cp.records import OVERHEAD, Machines, Record
 from retinue.cp.secrets import NO_SECRETS, Secrets
 from retinue.cp.source import Source
-from retinue.cp.tape import record_of
+from retinue.cp.spill import Spill
+from retinue.cp.tape import ENDLESS, record_of
 from retinue.pipes import ProtocolViolation, wire
 from retinue.pipes.beat import Beat, read_beat
 
@@ -34,6 +40,13 @@ PAGE_ROOM: Final = 1024 * 1024
 # Seconds a descriptor that was read empty is left alone, so that what comes meanwhile is read at once: shorter than its
 # buffer (some 250 small records) takes to fill at 50,000 records a second.
 PAUSE: Final = 0.005
+# The same after a turn that has found its buffer half full.
+SHORT_PAUSE: Final = 0.001
+# Seconds a machine that writes faster than its records are stored waits for room, before they go to the disk: shorter
+# than its own patience (:mod:`retinue.svm.log`), so that nothing is lost while it waits.
+PACE: Final = 0.01
+# Seconds after which it is told that a machine waits.
+STILL: Final = 1.0
 # Packets or records read from one machine before the others get their turn.
 TURN: Final = 256
 # Bytes of packets that are committed together: a commit costs as much as a record.
@@ -53,13 +66,26 @@ class Syslog:
     """Takes, stamps and hands on the records of one system.
 
     With an adopted ``journal`` it goes on where its predecessor was killed: with its run, its numbers and its records,
-    and with the packets that it had received. Without one, records end with this process.
+    and with the packets that it had received. Without one, records end with this process. ``spill`` is the folder for
+    what the journal has no room for.
     """
 
-    def __init__(self, secrets: Secrets = NO_SECRETS, journal: Journal | None = None) -> None:
+    def __init__(
+        self,
+        secrets: Secrets = NO_SECRETS,
+        journal: Journal | None = None,
+        policies: LogPolicies | None = None,
+        spill: pathlib.Path | None = None,
+    ) -> None:
         self._secrets = secrets
         self.journal = Journal.private() if journal is None else journal
         """Where they are; its descriptor is for the nucleus to keep."""
+        self.policies = policies or LogPolicies()
+        self.waiting = trio.lowlevel.ParkingLot()
+        """Readers that wait for room in the journal."""
+        self.journal.room.declare(self.policies)
+        if spill is not None:
+            self.journal.room.adopt(Spill(spill, self.journal.run))
         self.run = self.journal.run
         """Tells the records of this run of the system from those of others: sequence numbers begin anew."""
         self._decoder = wire.Decoder()
@@ -78,12 +104,13 @@ class Syslog:
         """A record of the control program's own, or one it writes for a machine."""
         return self._write(severity, message, machine, generation, fields or {})
 
-    def write_told(self, severity: int, message: str, machine: str, fields: Any) -> None:
+    def write_told(self, machine: str, cause: Cause, lost: int) -> None:
         """A record that says how many of a machine were lost in here: they are told with it."""
-        self._write(severity, message, machine, 0, fields, told=True)
+        text, fields = gap(machine, cause, lost, self.policies.of(machine))
+        self._write(WARNING, text, machine, 0, fields, told=cause)
 
     def _write(
-        self, severity: int, message: str, machine: str, generation: int, fields: Any, *, told: bool = False
+        self, severity: int, message: str, machine: str, generation: int, fields: Any, *, told: str = ""
     ) -> Record:
         body = self._ours(severity, message, fields)
         seq = self.journal.append(machine, generation, [body], told=told)
@@ -118,7 +145,8 @@ class Syslog:
             with sock:
                 sock.setblocking(False)
                 while True:
-                    await trio.lowlevel.wait_readable(sock)
+                    await self._wait_readable(source, sock)
+                    await self._wait_for_room(source)
                     pause = self._turn(source, sock, beat)
                     if pause is None:
                         break
@@ -126,6 +154,75 @@ class Syslog:
             self._end(source)
         finally:
             source.reading = False
+
+    async def _wait_readable(self, source: Source, sock: socket.socket) -> None:
+        """Until there is something to read; what its rate has cost a machine that is silent now is told meanwhile."""
+        tape = self.journal.tape(source.machine)
+        if tape.over and source.allowance is not None:
+            with trio.move_on_after(source.allowance.until_next()):
+                await trio.lowlevel.wait_readable(sock)
+                return
+            self._commit(source, self._told_over(source), 0)
+        await trio.lowlevel.wait_readable(sock)
+
+    async def _wait_for_room(self, source: Source) -> None:
+        """A machine that blocks waits here until it may write on, and one that spills for a moment."""
+        machine, room = source.machine, self.journal.room
+        policy = self.policies.of(machine)
+        self._allow(source, policy)
+        if policy.policy == "drop" or source.free:
+            return
+        blocks = policy.policy == "block"
+        try:
+            source.held = blocks
+            while blocks and source.allowance is not None and not source.free and (wait := source.allowance.wait()):
+                with trio.move_on_after(wait):
+                    await self.waiting.park()
+            if not room.full(machine) or not (blocks or self.keeper.there):
+                return
+            for limit in (STILL, float("inf")) if blocks else (PACE,):
+                with self.keeper.urgent(), trio.move_on_after(limit):
+                    while room.full(machine) and not source.free and self.policies.of(machine) is policy:
+                        await self.waiting.park()
+                    return
+                if blocks:
+                    text = f"{machine} stands still: its records wait to be stored, and log.policy is block"
+                    self.write(NOTICE, text, fields={"of": machine, "generation": source.generation})
+        finally:
+            source.held = False
+
+    def _allow(self, source: Source, policy: LogPolicy) -> None:
+        if policy.rate is None:
+            source.allowance = None
+        elif source.allowance is None or source.allowance.rate != policy.rate:
+            source.allowance = Allowance(policy.rate, time.monotonic)
+
+    def held(self, machine: str, generation: int) -> bool:
+        """Whether a machine may stand still because its log descriptor is not read."""
+        return any(source.held for source in self._sources(machine, generation))
+
+    def _sources(self, machine: str, generation: int) -> list[Source]:
+        return [each for each in self.journal.sources if (each.machine, each.generation) == (machine, generation)]
+
+    def release(self, machine: str, generation: int) -> None:
+        """Let a machine wait no more: it is to end, or has ended."""
+        for source in self._sources(machine, generation):
+            source.free = True
+        self.waiting.unpark_all()
+
+    def declare(self, topology: Directory) -> None:
+        """From now on the policies are those of this topology."""
+        self.policies.declare(topology)
+        self.journal.room.declare(self.policies)
+        self.waiting.unpark_all()
+
+    def finish(self) -> None:
+        """The system ends: what is not stored is left on the disk for the next one, if it may be there."""
+        for machine, cause, lost in self.journal.losses:
+            self.write_told(machine, cause, lost)
+        if (spill := self.journal.room.spill) is not None and self.journal.keeping:
+            self.journal.room.give_up_all()
+            spill.close()
 
     def _source(self, machine: str, generation: int) -> Source:
         try:
@@ -143,7 +240,7 @@ class Syslog:
             before, slots = journal.last, source.slots
             packets = journal.receive(source, sock)
             if packets is None:
-                return PAUSE
+                return PAUSE if left > TURN // 2 else SHORT_PAUSE
             if packets:
                 self._packets(source, packets, beat)
                 if not packets[-1][0] and _ended(sock):
@@ -152,8 +249,14 @@ class Syslog:
                 source.trust(made <= TURN)
                 left -= max(made, len(packets))
                 if len(packets) < slots:
-                    return PAUSE
+                    return PAUSE if left > TURN // 2 else SHORT_PAUSE
+                if self._blocked(source):
+                    return 0.0
         return 0.0
+
+    def _blocked(self, source: Source) -> bool:
+        machine = source.machine
+        return self.policies.of(machine).policy == "block" and not source.free and self.journal.room.full(machine)
 
     def _packets(
         self,
@@ -164,11 +267,20 @@ class Syslog:
         poisonous: bool = False,
     ) -> None:
         """Make records of packets that are in the journal's intake."""
+        frames = None if poisonous else self._decode(untrusted_packets)
+        if frames is not None and source.allowance is None:
+            plain = checked_bodies(frames, source.number)
+            if plain is not None:
+                for body in plain:
+                    self._secrets.hide_in(body)
+                source.number += len(plain)
+                self._commit(source, plain, len(plain))
+                return
         bodies: list[Body] = []
         beats: list[Beat] = []
         done = size = 0
-        frames = None if poisonous else self._decode(untrusted_packets)
         for place, (packet, cut) in enumerate(untrusted_packets):
+            before = len(bodies)
             if frames is not None:
                 self._frames(source, packet, [frames[place]], bodies)
             elif poisonous:
@@ -180,6 +292,8 @@ class Syslog:
             if cut:
                 text = f"-- a line of {source.machine} was cut: it wrote more than {wire.MAX_PACKET} bytes at once --"
                 bodies.append(self._ours(WARNING, text, {}))
+            if source.allowance is not None:
+                self._limit(source, bodies, before)
             done += 1
             size += len(packet)
             if size >= COMMIT:
@@ -244,8 +358,35 @@ class Syslog:
     def _gap(self, source: Source, untrusted_number: int, bodies: list[Body]) -> None:
         missing = untrusted_number - source.number - 1
         if missing > 0:
-            text = f"-- {missing} records of {source.machine} lost: its log descriptor was full --"
-            bodies.append(self._ours(WARNING, text, {"lost": min(missing, 2**53)}))
+            bodies.append(self._ours(WARNING, *gap(source.machine, "descriptor", missing, UNDECLARED)))
+
+    def _limit(self, source: Source, bodies: list[Body], start: int) -> None:
+        """Leave out what is more than the rate of a machine allows; or let it wait for that later, if it blocks."""
+        assert source.allowance is not None
+        new = bodies[start:]
+        count = sum(body[2] != OURS for body in new)
+        if self.policies.of(source.machine).policy == "block":
+            source.allowance.take(count)
+            return
+        granted = source.allowance.grant(count)
+        told = self._told_over(source) if granted else []
+        if granted < count or told:
+            bodies[start:] = told
+            for body in new:
+                if body[2] == OURS:
+                    bodies.append(body)
+                elif granted:
+                    granted -= 1
+                    count -= 1
+                    bodies.append(body)
+            source.over += count
+
+    def _told_over(self, source: Source) -> list[Body]:
+        """A record that says what its rate has cost a machine, if it has; part of the next commit."""
+        machine = source.machine
+        over = self.journal.tape(machine).over + source.over
+        source.over -= over
+        return [self._ours(WARNING, *gap(machine, "rate", over, self.policies.of(machine)))] if over else []
 
     def _console(self, source: Source, untrusted_text: memoryview | bytes, bodies: list[Body]) -> None:
         *lines, source.line = (source.line + bytes(untrusted_text).decode("utf-8", "backslashreplace")).split("\n")
@@ -267,6 +408,7 @@ class Syslog:
         if source.line:
             self._line(source.line, bodies)
             source.line = ""
+        bodies += self._told_over(source)
         self._commit(source, bodies, 0, ends=True)
 
     def unread(self) -> list[Source]:
@@ -281,13 +423,13 @@ class Syslog:
 
     # -- giving ----------------------------------------------------------------------------------------------------
 
-    def recent(self, machine: str | None, count: int, *, after: int = 0) -> list[Record]:
-        """The newest records there are here, oldest first, of one machine or of all."""
-        found = [*itertools.islice(self.journal.newest(machine, after=after), max(count, 0))]
+    def recent(self, machine: Machines, count: int, *, after: int = 0, before: int = ENDLESS) -> list[Record]:
+        """The newest records there are here between two numbers, oldest first, of some machines or of all."""
+        found = [*itertools.islice(self.journal.newest(machine, after=after, before=before), max(count, 0))]
         found.reverse()
         return found
 
-    def since(self, after: int, machine: str | None = None, *, most: int = PAGE) -> list[Record]:
+    def since(self, after: int, machine: Machines = None, *, most: int = PAGE) -> list[Record]:
         """The oldest records there are here after a number, also one of an earlier control program: a page of them.
 
         Numbers of all machines follow each other: of those that are missing among all, nothing is here any more.

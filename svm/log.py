@@ -3,7 +3,8 @@
 Records are written synchronously, one packet each, into the kernel's buffer: what was written before a kill -9 is kept,
 and no task has to run for it. A packet is a ``SEND`` frame (see ``docs/reference/wire.md``) whose id is the record's
 sequence number; a packet that is no frame is raw text of the console (descriptors 1 and 2). A record that finds no room
-for 50 ms is dropped and its number left out, so that the reader counts exactly what is missing.
+for 50 ms is dropped and its number left out, so that the reader counts exactly what is missing. Where the topology says
+that records block the machine, it waits as long as it takes.
 """
 
 import io
@@ -18,19 +19,38 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgpack
+
 from retinue.pipes import LimitExceeded, wire
+from retinue.pipes.traces import current, is_trace
 
 # RFC 5424, section 6.2.1.
 EMERGENCY, ALERT, CRITICAL, ERROR, WARNING, NOTICE, INFO, DEBUG = range(8)
 
 # Bytes of text kept of a record that does not fit a packet.
 MAX_MESSAGE: Final = 32 * 1024
+# Characters of a text that fits a packet for sure, whatever they are, and of a field; how many of these do as well.
+SHORT: Final = 8 * 1024
+MAX_FIELD: Final = 256
+MAX_FIELDS: Final = 16
+_NUMBERS: Final = frozenset({int, float, bool, type(None)})
 # How long a writer waits for room before it drops: longer than the control program ever looks away, short enough that
 # a machine whose log is stuck still runs.
 PATIENCE_MS: Final = 50
+# The same for the last record of all.
+FAREWELL_MS: Final = 1000
+# The field with the trace in which a record was written.
+TRACE: Final = "trace"
 
 
 _NOW: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_SEND: Final = int(wire.Kind.SEND)
+# Used by one thread at a time: it never gives up the interpreter's lock.
+_packer: Final = msgpack.Packer(buf_size=4096)
+
+
+# What :func:`install` was given.
+_writers: "list[LogWriter]" = []
 
 
 class LogWriter:
@@ -41,55 +61,101 @@ class LogWriter:
         self._lock = threading.Lock()
         self._number = 0
         self._stuck = False
+        self.patient = False
+        """It waits for room as long as it takes: nothing is dropped, and the program stands still meanwhile."""
 
     def write(self, severity: int, logger: str, message: str, fields: Mapping[str, Any] | None = None) -> None:
         """One record. ``severity`` is 0 (emergency) to 7 (debug); ``fields`` must be msgpack values. Never raises."""
         now = time.time()
+        trace = current.get()
+        if trace is not None or (fields and TRACE in fields):
+            fields = _traced(fields or {}, trace)
         with self._lock:
             self._number += 1
             self._send(_encode(self._number, now, severity, logger[:256], message, dict(fields) if fields else {}))
+
+    def finish(self) -> None:
+        """Say so if the last records were dropped: without one more nobody would know that they are missing."""
+        with self._lock:
+            if self._stuck:
+                self._number += 1
+                text = "-- the end; there was no room for what was written last --"
+                self._wait_and_send(_encode(self._number, time.time(), NOTICE, "retinue.svm", text, {}), FAREWELL_MS)
 
     def _send(self, packet: bytes) -> None:
         try:
             self._socket.send(packet, _NOW)
             self._stuck = False
         except BlockingIOError:
-            if self._stuck:
-                return
-            poll = select.poll()
-            poll.register(self._socket, select.POLLOUT)
-            if poll.poll(PATIENCE_MS):
-                self._send_last(packet)
-            else:
-                self._stuck = True
+            if not self._stuck or self.patient:
+                self._wait_and_send(packet, PATIENCE_MS)
         except OSError:
             pass  # nobody holds the other end any more: the machine is about to be ended
 
-    def _send_last(self, packet: bytes) -> None:
-        try:
-            self._socket.send(packet, _NOW)
-        except OSError:
-            self._stuck = True
+    def _wait_and_send(self, packet: bytes, most: int) -> None:
+        poll = select.poll()
+        poll.register(self._socket, select.POLLOUT)
+        while poll.poll(None if self.patient else most):
+            try:
+                self._socket.send(packet, _NOW)
+                self._stuck = False
+                return
+            except BlockingIOError:
+                if not self.patient:  # somebody else was faster, and may be again
+                    break
+            except OSError:
+                break
+        self._stuck = True
+
+
+def _traced(fields: Mapping[str, Any], trace: bytes | None) -> dict[str, Any]:
+    """The fields with the trace first. A value of the program's own that is no trace, or another one, is ``trace_``."""
+    others = dict(fields)
+    own = others.pop(TRACE, None)
+    if trace is None and isinstance(own, str) and is_trace(own):
+        return {TRACE: own, **others}
+    ours = {} if trace is None else {TRACE: trace.hex()}
+    if own is not None and own != ours.get(TRACE):
+        others[f"{TRACE}_"] = own
+    return {**ours, **others}
 
 
 def _encode(number: int, when: float, severity: int, logger: str, message: str, fields: dict[str, Any]) -> bytes:
     """The packet of a record; what does not fit one is cut, with the number of bytes that are missing as a field."""
+    if type(message) is str and len(message) <= SHORT and (not fields or _is_flat(fields)):
+        # Nothing is in it that a message may not carry: it need not be looked at again, which costs more than the rest.
+        try:
+            packed: bytes = _packer.pack([_SEND, number, [when, severity, logger, message, fields]])
+            return packed
+        except (ValueError, OverflowError):
+            pass  # a lone surrogate, an integer over 64 bits
     try:
         packet = wire.encode([wire.Kind.SEND, number, [when, severity, logger, message, fields]])
         if len(packet) <= wire.MAX_PACKET:
             return packet
     except (TypeError, LimitExceeded):
         pass  # a field that a message cannot carry, a lone surrogate in a text, or far too much of either
-    logger = _plain(logger)
+    logger = plain(logger)
     whole = message.encode("utf-8", "backslashreplace")
     text = whole[:MAX_MESSAGE].decode("utf-8", "ignore")
-    plain = {_plain(key)[:64]: _plain(value)[:256] for key, value in list(fields.items())[:32]}
+    texts = {plain(key)[:64]: plain(value)[:256] for key, value in list(fields.items())[:32]}
     if len(whole) > MAX_MESSAGE:
-        plain["cut"] = str(len(whole) - MAX_MESSAGE)
-    return wire.encode([wire.Kind.SEND, number, [when, severity, logger, text, plain]])
+        texts["cut"] = str(len(whole) - MAX_MESSAGE)
+    return wire.encode([wire.Kind.SEND, number, [when, severity, logger, text, texts]])
 
 
-def _plain(value: Any) -> str:
+def _is_flat(fields: dict[str, Any]) -> bool:
+    """Whether fields are few, short and simple, as they mostly are."""
+    for name, value in fields.items():
+        kind = type(value)
+        if type(name) is not str or len(name) > MAX_FIELD:
+            return False
+        if kind not in _NUMBERS and not (kind is str and len(value) <= MAX_FIELD):
+            return False
+    return len(fields) <= MAX_FIELDS
+
+
+def plain(value: Any) -> str:
     """Any object as a text that can be sent: a text as it is, of anything else what repr says."""
     try:
         text = value if isinstance(value, str) else repr(value)
@@ -131,6 +197,8 @@ class LogStream(io.TextIOBase):
 
 _PLAIN_RECORD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
+_PLAIN_COUNT: Final = len(vars(logging.makeLogRecord({})))
+
 
 def severity_of(level: int) -> int:
     """The RFC 5424 severity of a :mod:`logging` level."""
@@ -150,6 +218,10 @@ class LogHandler(logging.Handler):
         super().__init__()
         self._writer = writer
 
+    def createLock(self) -> None:
+        """None: the writer has one, and nothing else here is shared."""
+        self.lock = None
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
             message = record.getMessage()
@@ -157,7 +229,8 @@ class LogHandler(logging.Handler):
                 message += "\n" + "".join(traceback.format_exception(record.exc_info[1])).rstrip()
             if record.stack_info:
                 message += "\n" + record.stack_info
-            names = record.__dict__.keys() - _PLAIN_RECORD
+            extra = len(record.__dict__) > _PLAIN_COUNT
+            names = record.__dict__.keys() - _PLAIN_RECORD if extra else ()
             fields = {name: record.__dict__[name] for name in names}
             self._writer.write(severity_of(record.levelno), record.name, message, fields)
         except Exception as exc:
@@ -167,6 +240,7 @@ class LogHandler(logging.Handler):
 
 def install(writer: LogWriter) -> None:
     """Send logging (from INFO up), warnings, ``print`` and tracebacks of this process to the writer."""
+    _writers[:] = [writer]
     sys.stdout = LogStream(writer, "stdout", INFO)
     sys.stderr = LogStream(writer, "stderr", NOTICE)
     root = logging.getLogger()
@@ -178,8 +252,16 @@ def install(writer: LogWriter) -> None:
     warnings.simplefilter("default")
 
 
+def set_policy(policy: str) -> None:
+    """Wait for room without end if the machine's records block it."""
+    for writer in _writers:
+        writer.patient = policy == "block"
+
+
 def finish() -> None:
     """Write what the standard streams still hold."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, LogStream):
             stream.finish()
+    for writer in _writers:
+        writer.finish()

@@ -3,13 +3,16 @@
 It plays the nucleus: it holds the journal and the machines' descriptors, ends each reader by SIGKILL after some
 milliseconds and starts the next one. Prints what the last one has found, as JSON.
 
-    python killed_readers.py KILLS RECORDS SEED [DATABASE]
+    python killed_readers.py KILLS RECORDS SEED [DATABASE [SPILL]]
+
+With SPILL, a folder, what waits has little room in memory, and most of it goes through files there.
 """
 
 import contextlib
 import itertools
 import json
 import os
+import pathlib
 import random
 import signal
 import socket
@@ -21,10 +24,13 @@ from typing import Any
 
 import trio
 
+from retinue.cp.directory.model import LogPolicy
 from retinue.cp.journal import Journal
+from retinue.cp.log_policy import LogPolicies
 from retinue.cp.syslog import Syslog
 from retinue.pipes import Message, Path, memory_pair, open_path, socket_pair, wire
 from retinue.services.syslog import Store
+from retinue.services.syslog.retention import Retention
 
 MACHINES = ("NUMBERED", "CONSOLE")
 EVERYTHING = 10_000_000
@@ -50,7 +56,7 @@ async def read(log: Syslog, ends: dict[str, socket.socket], database: str | None
     """What a control program does with the log."""
     async with trio.open_nursery() as nursery:
         if database is not None:
-            nursery.start_soon(log.keeper.run, lambda: connect(Store(database, EVERYTHING)))
+            nursery.start_soon(log.keeper.run, lambda: connect(Store(database, Retention(EVERYTHING))))
         async with trio.open_nursery() as readers:
             for machine, end in ends.items():
                 readers.start_soon(log.read, machine, 1, end)
@@ -66,7 +72,7 @@ async def connect(store: Store) -> AsyncIterator[Path]:
 
     async def handle(message: Message) -> Any:
         _, body = message.body
-        store.add(body["run"], body["records"])
+        store.add(body["run"], body["chunks"])
 
     async with open_path(ours) as path, open_path(theirs) as other, trio.open_nursery() as nursery:
         nursery.start_soon(other.serve, handle)
@@ -87,7 +93,16 @@ def fork(work: Callable[[], None]) -> int:
     return pid
 
 
-def main(kills: int, count: int, seed: int, database: str | None) -> dict[str, Any]:
+def begin(journal: int, spill: str | None) -> Syslog:
+    """The log as a control program has it that adopts a journal."""
+    policies = LogPolicies()
+    if spill is None:
+        return Syslog(journal=Journal.adopt(journal), policies=policies)
+    policies.every(LogPolicy("spill", 64 * 1024, 2**40))
+    return Syslog(journal=Journal.adopt(journal), policies=policies, spill=pathlib.Path(spill))
+
+
+def main(kills: int, count: int, seed: int, database: str | None, spill: str | None = None) -> dict[str, Any]:
     """Run it; what there is at the end."""
     rng = random.Random(seed)
     made = Journal.create()
@@ -108,28 +123,36 @@ def main(kills: int, count: int, seed: int, database: str | None) -> dict[str, A
         theirs.close()
 
     def control_program() -> None:
-        log = Syslog(journal=Journal.adopt(os.dup(kept)))
-        trio.run(read, log, ends, database)
+        log = begin(os.dup(kept), spill)
+        log.journal.keep()
+        trio.run(read, log, ends, database if stores else None)
 
-    killed = 0
+    killed = spilt = 0
+    stores = True
     for _ in range(kills):
+        # With a folder for what waits there is mostly nobody who stores.
+        stores = spill is None or rng.random() < 0.1
         pid = fork(control_program)
-        time.sleep(rng.uniform(0.002, 0.04))
+        time.sleep(rng.uniform(0.002, 0.04) * (1 if spill is None else 3))
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         killed += os.waitpid(pid, 0)[1] == signal.SIGKILL
+        spilt = max(spilt, sum(len(files) for _, _, files in os.walk(spill or "/nowhere")))
+    stores = True
     reader = fork(control_program)
     status = [os.waitpid(pid, 0)[1] for pid in (reader, *machines)]
-    log = Syslog(journal=Journal.adopt(kept))
+    log = begin(kept, spill)
     found = log.recent(None, EVERYTHING)
     if database is not None:
-        found = Store(database, EVERYTHING).newest(None, EVERYTHING)
+        found = Store(database, Retention(EVERYTHING)).newest(None, EVERYTHING)
     texts = {
         name: [each["message"].split("x")[0].rstrip() for each in found if each["machine"] == name] for name in MACHINES
     }
     word = {"NUMBERED": "record", "CONSOLE": "line"}
     return {
         "killed": killed,
+        "spilt": spilt,
+        "left": sum(len(files) for _, _, files in os.walk(spill or "/nowhere")),
         "status": status,
         "run": log.run == run,
         "last": log.last,
@@ -146,4 +169,5 @@ def main(kills: int, count: int, seed: int, database: str | None) -> dict[str, A
 
 if __name__ == "__main__":
     kills, records, seed, *rest = sys.argv[1:]
-    print(json.dumps(main(int(kills), int(records), int(seed), rest[0] if rest else None)))
+    database, spill = ([*rest, None, None])[:2]
+    print(json.dumps(main(int(kills), int(records), int(seed), database, spill)))

@@ -9,18 +9,19 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgpack
 import pytest
 import trio
 import trio.testing
 from tests.leaks import assert_none_left, descriptors
 
 from retinue.cp import keeper as module
-from retinue.cp import syslog as reading
 from retinue.cp.checking import checked_records
-from retinue.cp.journal import KEEP, LEAST_ROOM, Journal
+from retinue.cp.journal import LEAST_ROOM, Journal
 from retinue.cp.records import Record
+from retinue.cp.room import KEEP
 from retinue.cp.syslog import MAX_LINE, MAX_LINES, Syslog
-from retinue.cp.tape import BLOCK
+from retinue.cp.tape import BLOCK, record_of
 from retinue.pipes import Message, Path, Rejected, SocketTransport, memory_pair, open_path, socket_pair, wire
 from retinue.pipes.beat import Beat
 from retinue.svm.log import LogWriter
@@ -94,15 +95,15 @@ async def test_real_writer_is_understood() -> None:
 async def test_missing_numbers_are_counted() -> None:
     """One record says how many, where they are missing; each machine by itself."""
     heard = await hear(Syslog(), record(1), record(2), record(6), record(7))
-    assert messages(heard) == ["m", "m", "-- 3 records of M lost: its log descriptor was full --", "m", "m"]
-    assert heard[2]["fields"] == {"lost": 3}
+    assert messages(heard) == ["m", "m", "-- 3 lines lost: the log descriptor of M was full --", "m", "m"]
+    assert heard[2]["fields"] == {"lost": 3, "cause": "descriptor"}
     assert heard[2]["machine"] == "M"
 
 
 async def test_first_record_may_be_missing_as_well() -> None:
     """Numbers begin with 1."""
     heard = await hear(Syslog(), record(4))
-    assert heard[0]["fields"] == {"lost": 3}
+    assert heard[0]["fields"] == {"lost": 3, "cause": "descriptor"}
 
 
 async def test_forged_numbers_forge_only_the_machines_own_count() -> None:
@@ -381,8 +382,9 @@ class Keeper:
                 verb, body = message.body
                 assert verb == "store"
                 self.runs.add(body["run"])
-                self.batches.append(len(body["records"]))
-                self.stored += body["records"]
+                records = self.records(body)
+                self.batches.append(len(records))
+                self.stored += records
 
             async def serve() -> None:
                 await other.serve(store)
@@ -392,6 +394,14 @@ class Keeper:
             nursery.start_soon(serve)
             yield path
             nursery.cancel_scope.cancel()
+
+    def records(self, body: dict[str, Any]) -> list[Record]:
+        """Those of a batch."""
+        return [
+            record_of(seq, machine, generation, each)
+            for machine, generation, first, bodies in body["chunks"]
+            for seq, each in enumerate(msgpack.unpackb(bodies), first)
+        ]
 
     def seqs(self) -> list[int]:
         return [each["seq"] for each in self.stored]
@@ -412,14 +422,15 @@ async def keeping(log: Syslog, keeper: Keeper, monkeypatch: pytest.MonkeyPatch) 
 async def test_everything_is_kept_from_the_first_record_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also what was written before anybody kept it; in batches, once, in order."""
     log, keeper = Syslog(), Keeper()
-    for _ in range(1200):
+    early = 2 * module.BATCH + 100
+    for _ in range(early):
         log.write(5, "early")
     async with keeping(log, keeper, monkeypatch):
         await log.keeper.settle()
         log.write(5, "late")
         await log.keeper.settle()
         assert log.keeper.unkept == 0
-    assert keeper.seqs() == list(range(1, 1202))
+    assert keeper.seqs() == [*range(1, early + 2)]
     assert max(keeper.batches) <= module.BATCH
     assert keeper.runs == {log.run}
 
@@ -432,7 +443,7 @@ async def test_batches_are_bounded_in_size(monkeypatch: pytest.MonkeyPatch) -> N
     async with keeping(log, keeper, monkeypatch):
         await log.keeper.settle()
     assert keeper.seqs() == list(range(1, 61))
-    assert max(keeper.batches) * 30_000 <= reading.PAGE_ROOM
+    assert max(keeper.batches) * 30_000 <= module.BATCH_BYTES
 
 
 async def test_settle_without_a_keeper_is_done() -> None:
@@ -485,6 +496,41 @@ async def test_keeper_that_dies_in_the_middle_of_a_batch(monkeypatch: pytest.Mon
         await log.keeper.settle()
     assert keeper.seqs() == [1, 2, 3, 4]
     assert keeper.paths == 4
+
+
+async def test_keeper_of_an_earlier_release_gets_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has run since before chunks were known; the next one of it is asked anew."""
+
+    class Earlier(Keeper):
+        def records(self, body: dict[str, Any]) -> list[Record]:
+            if self.paths == 1 and "chunks" in body:
+                raise Rejected("unknown-verb", "SYSLOG knows store and query")
+            found: list[Record] = body["records"] if self.paths == 1 else super().records(body)
+            return found
+
+    log, keeper = Syslog(), Earlier()
+    log.write(5, "one", fields={"a": 1})
+    one = log.recent(None, 1)
+    async with keeping(log, keeper, monkeypatch):
+        await log.keeper.settle()
+        assert keeper.stored == one
+        keeper.other.sever("replaced")
+        log.write(5, "two")
+        await log.keeper.settle()
+    assert keeper.seqs() == [1, 2]
+    assert keeper.paths == 2
+
+
+async def test_chunk_of_which_some_is_stored_is_handed_over_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever stored before did it record by record; what waits is counted exactly."""
+    log, keeper = Syslog(), Keeper()
+    await hear(log, record(1) + record(2) + record(3) + record(4))
+    log.journal.keep()
+    log.journal.store(3, 3)
+    async with keeping(log, keeper, monkeypatch):
+        await log.keeper.settle()
+    assert keeper.seqs() == [1, 2, 3, 4]
+    assert (log.keeper.unkept, log.journal.stored) == (0, 4)
 
 
 async def test_keeper_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -652,7 +698,7 @@ async def test_reading_goes_on_in_the_next_control_program() -> None:
     with trio.fail_after(5):
         await then.read("M", 1, held)
     found = then.recent(None, EVERYTHING)
-    lost = "-- 2 records of M lost: its log descriptor was full --"
+    lost = "-- 2 lines lost: the log descriptor of M was full --"
     assert messages(found) == ["one", "half a line", "two", lost, "five"]
     assert [each["seq"] for each in found] == [1, 2, 3, 4, 5]
     assert then.unread() == []

@@ -1,0 +1,230 @@
+"""Room in the journal: which blocks are free, and what becomes of records when there are too many.
+
+Each machine keeps KEEP blocks; more only of what waits to be stored. What waits of one machine is bounded by its
+policy (:mod:`retinue.cp.log_policy`): what is too much is *given up*, the oldest first: it goes to the disk
+(:mod:`retinue.cp.spill`), or is counted as lost. Its block stays as long as there is room, for those who read the
+newest records. When no block is free, the machine that has most loses its oldest one: a flood drives out nobody else's.
+
+What is given up, and what is counted, comes into force with one commit. A file that is written before the commit is
+found twice by who comes after a kill in between, and removed; one that is removed after it is named by the commit.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+from retinue.cp.directory.model import LogPolicy
+from retinue.cp.log_policy import LogPolicies
+from retinue.cp.spill import Spill, SpillFile
+from retinue.cp.tape import BLOCK, Block, Tape
+
+if TYPE_CHECKING:
+    from retinue.cp.journal import Journal
+
+# Blocks of a machine that are kept when all in them is stored: enough to explain a bad minute of it.
+KEEP: Final = 16
+# Blocks let go of that keep their memory, for the next ones.
+WARM: Final = 16
+# Blocks that are left for others when machines wait for room: some commits of the largest packets.
+LEFT: Final = 16
+
+
+class Room:
+    """The blocks of one journal. ``tapes`` are its machines."""
+
+    def __init__(self, journal: "Journal", tapes: dict[str, Tape], blocks: Iterable[Block]) -> None:
+        self._journal = journal
+        self._tapes = tapes
+        self.free = deque(blocks)
+        self._warm: list[Block] = []
+        self.policies = LogPolicies()
+        self.spill: Spill | None = None
+        """Where records go that have no room here; None: nowhere."""
+
+    def declare(self, policies: LogPolicies) -> None:
+        """From now on these are the policies."""
+        self.policies = policies
+        for tape in self._tapes.values():
+            self.measure(tape)
+
+    def measure(self, tape: Tape) -> None:
+        """Let blocks of a machine be so small that two of them fit its buffer."""
+        tape.room = min(BLOCK, self.policies.of(tape.name).buffer // 2)
+
+    # -- taking ----------------------------------------------------------------------------------------------------
+
+    def make(self, tape: Tape, new: int) -> None:
+        """Let there be so many free blocks for a machine, within its bounds."""
+        if new:
+            self._bound(tape, new)
+            self.let_go(tape, KEEP - new)
+        while len(self.free) + len(self._warm) < new:
+            self._drive_out()
+
+    def take(self) -> Block:
+        """A free block, which was made before."""
+        return self._warm.pop() if self._warm else self.free.popleft()
+
+    def full(self, machine: str) -> bool:
+        """Whether so much of a machine waits that its next block would be too many; or so little is free at all."""
+        journal, tape = self._journal, self._tapes.get(machine)
+        if tape is None or not journal.keeping:
+            return False
+        waiting = self._waiting(tape)
+        if waiting and self._scarce():
+            return True
+        return sum(block.used for block in waiting) + tape.room > self.policies.of(machine).buffer
+
+    def _scarce(self) -> bool:
+        """Whether few blocks are free, or have only what is stored."""
+        left = len(self.free) + len(self._warm)
+        for tape in self._tapes.values():
+            for block in tape.blocks:
+                if left >= LEFT:
+                    return False
+                left += not self._waits(block)
+        return left < LEFT
+
+    def _waiting(self, tape: Tape) -> list[Block]:
+        stored = self._journal.stored
+        return [block for block in tape.blocks if block.last > stored and not block.gone]
+
+    # -- giving up -------------------------------------------------------------------------------------------------
+
+    def _bound(self, tape: Tape, new: int) -> None:
+        policy = self.policies.of(tape.name)
+        if not self._journal.keeping or policy.policy == "block":
+            return
+        waiting = self._waiting(tape)
+        used = sum(block.used for block in waiting) + new * tape.room
+        for block in waiting:
+            # The last one may not be full yet.
+            if used <= policy.buffer or block is tape.blocks[-1]:
+                return
+            # What is just being stored is not lost.
+            if policy.policy == "spill" or block.first > self._journal.offered:
+                self._give_up(tape, block, policy)
+                used -= block.used
+
+    def _give_up(self, tape: Tape, block: Block, policy: LogPolicy) -> None:
+        journal = self._journal
+        if block.gone or not (waiting := tape.waiting(block, journal.stored)):
+            return
+        if not journal.keeping:
+            journal.unkept -= waiting  # nobody wants it
+            return
+        full = False
+        # Of one that waits for room nothing is ever dropped, whatever else there is.
+        if policy.policy != "drop" and self.spill is not None:
+            try:
+                self.spill.put(tape.name, block.first, block.last, block.count, tape.read(block))
+            except OSError:
+                full = True  # the disk, which the gap says
+            else:
+                block.gone = True
+                journal.commit(tape, [block])
+                self._bound_spill(tape, policy)
+                return
+        journal.unkept -= waiting
+        if full:
+            tape.lost_spill += waiting
+        else:
+            tape.lost += waiting
+        block.gone = True
+        journal.commit(tape, [block])
+
+    def _bound_spill(self, tape: Tape, policy: LogPolicy) -> None:
+        assert self.spill is not None
+        if policy.policy == "block":
+            return
+        for file in self.spill.files(tape.name):
+            if self.spill.size(tape.name) <= policy.spill:
+                return
+            if file.first > self._journal.offered:
+                self._lose(tape, file, file.records)
+
+    def _lose(self, tape: Tape, file: SpillFile, waiting: int) -> None:
+        """Remove a file, and count what was in it."""
+        assert self.spill is not None
+        self._journal.unkept -= waiting
+        tape.lost_spill += waiting
+        tape.dropping = file.first
+        self._journal.commit(tape, [])
+        self.spill.remove(tape.name, file)
+
+    def count_broken(self) -> None:
+        """Count what was in files that somebody has spoilt."""
+        while self.spill is not None and self.spill.broken:
+            machine, file, lost = self.spill.broken.pop()
+            if file in self.spill.files(machine):
+                self._lose(self._journal.tape(machine), file, lost)
+
+    def give_up_all(self) -> None:
+        """Nobody will store what waits in this run: it goes to the disk, as far as it would at all."""
+        for tape in [*self._tapes.values()]:
+            for block in self._waiting(tape):
+                policy = self.policies.of(tape.name)
+                if policy.policy != "drop":
+                    self._give_up(tape, block, policy)
+
+    # -- after somebody was killed -----------------------------------------------------------------------------------
+
+    def adopt(self, spill: Spill) -> None:
+        """Records go there; what there is already is brought in line with the journal."""
+        journal = self._journal
+        self.spill = spill
+        spill.stored(journal.stored)
+        for machine in spill.machines:
+            tape = journal.tape(machine)
+            here = {block.first for block in tape.blocks if not block.gone}
+            for file in spill.files(machine):
+                if file.first in here or file.first == tape.dropping:
+                    spill.remove(machine, file)
+                else:
+                    journal.unkept += spill.waiting(machine, file, journal.stored)
+        self.count_broken()
+
+    # -- freeing ---------------------------------------------------------------------------------------------------
+
+    def stored(self) -> None:
+        """More is stored: let go of what nobody needs any more."""
+        if self.spill:
+            self.spill.stored(self._journal.stored)
+        for tape in self._tapes.values():
+            self.let_go(tape, KEEP)
+
+    def let_go(self, tape: Tape, keep: int) -> None:
+        """Free a machine's oldest blocks above so many, unless something in them waits to be stored."""
+        while len(tape.blocks) > max(keep, 1) and not self._waits(tape.blocks[0]):
+            self._free(tape, tape.blocks[0])
+
+    def _waits(self, block: Block) -> bool:
+        return self._journal.keeping and not block.gone and block.last > self._journal.stored
+
+    def _drive_out(self) -> None:
+        """Free the oldest block of the machine that has most.
+
+        If possible one that is stored, and none that is just being stored.
+        """
+        tapes = sorted((tape for tape in self._tapes.values() if tape.blocks), key=lambda tape: -len(tape.blocks))
+        for tape in tapes:
+            if len(tape.blocks) > 1 and not self._waits(tape.blocks[0]):
+                self._free(tape, tape.blocks[0])
+                return
+        for tape in tapes:
+            for block in tape.blocks:
+                if not self._waits(block) or block.first > self._journal.offered:
+                    self._free(tape, block)
+                    return
+        self._free(tapes[0], tapes[0].blocks[0])
+
+    def _free(self, tape: Tape, block: Block) -> None:
+        self._give_up(tape, block, self.policies.of(tape.name))
+        tape.blocks.remove(block)
+        block.count, block.gone = 0, False
+        self._journal.commit(tape, [block])
+        if len(self._warm) < WARM:
+            self._warm.append(block)
+            return
+        self.free.append(block)
+        self._journal.give_back(block)

@@ -1,0 +1,363 @@
+"""What becomes of records that are too many: a machine waits, or they are dropped, or wait on the disk; all count."""
+
+import pathlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import msgpack
+import pytest
+import trio
+import trio.testing
+
+from retinue.cp import keeper as keeping
+from retinue.cp import syslog as reading
+from retinue.cp.directory import load
+from retinue.cp.directory.model import LogPolicy, LogRate
+from retinue.cp.journal import Journal
+from retinue.cp.log_policy import Allowance, LogPolicies
+from retinue.cp.records import Record
+from retinue.cp.syslog import Syslog
+from retinue.cp.tape import record_of
+from retinue.cp.watchdog import Watchdog
+from retinue.pipes import Message, Path, memory_pair, open_path, socket_pair, wire
+from retinue.svm.log import LogWriter
+
+K = 1024
+EVERYTHING = 1_000_000
+EVER = LogRate(10, 3600.0)
+
+
+def policies(policy: LogPolicy, *names: str) -> LogPolicies:
+    made = LogPolicies()
+    made._of.update(dict.fromkeys(names or ("M",), policy))
+    return made
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def record(number: int, text: str = "m") -> bytes:
+    return wire.encode([wire.Kind.SEND, number, [1.5, 6, "x", text, {}]])
+
+
+async def hear(log: Syslog, *packets: bytes) -> list[Record]:
+    """What becomes of packets that a machine writes before it dies."""
+    ours, theirs = socket_pair()
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(log.read, "M", 1, ours)
+            with theirs:
+                for packet in packets:
+                    while True:
+                        try:
+                            theirs.send(packet)
+                            break
+                        except BlockingIOError:
+                            await trio.lowlevel.wait_writable(theirs)
+    return log.recent(None, EVERYTHING)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Poll for what happens in another thread."""
+    while not condition():  # noqa: ASYNC110
+        await trio.sleep(0.001)
+
+
+def there(folder: pathlib.Path) -> list[str]:
+    return sorted(each.name for each in folder.iterdir())
+
+
+class Store:
+    """What keeps records, when it is let to."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.runs: list[str] = []
+        self.go = trio.Event()
+
+    def let(self, whether: bool) -> None:
+        if whether:
+            self.go.set()
+        else:
+            self.go = trio.Event()
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Path]:
+        ours, theirs = memory_pair()
+        async with open_path(ours) as path, open_path(theirs) as other, trio.open_nursery() as nursery:
+
+            async def store(message: Message) -> None:
+                await self.go.wait()
+                _, body = message.body
+                self.runs.append(body["run"])
+                for machine, generation, first, blob in body["chunks"]:
+                    for seq, each in enumerate(msgpack.unpackb(blob), first):
+                        self.records.append(record_of(seq, machine, generation, each))
+
+            nursery.start_soon(other.serve, store)
+            yield path
+            nursery.cancel_scope.cancel()
+
+    def of(self, machine: str) -> list[Record]:
+        return [each for each in self.records if each["machine"] == machine]
+
+
+def losses(records: list[Record]) -> dict[str, int]:
+    """The gaps by cause."""
+    found: dict[str, int] = {}
+    for each in records:
+        if "lost" in each["fields"]:
+            found[each["fields"]["cause"]] = found.get(each["fields"]["cause"], 0) + each["fields"]["lost"]
+            assert each["message"].startswith(f"-- {each['fields']['lost']} lines lost: ")
+            assert (each["logger"], each["severity"]) == ("retinue.cp", 4)
+    return found
+
+
+def said(records: list[Record]) -> list[str]:
+    return [each["message"] for each in records if "lost" not in each["fields"]]
+
+
+# -- the rate ----------------------------------------------------------------------------------------------------------
+
+
+def test_allowance_is_so_much_in_each_span() -> None:
+    """What is not used is not saved, and what was used too much is owed."""
+    clock = Clock()
+    allowance = Allowance(LogRate(10, 2.0), clock)
+    assert [allowance.grant(7), allowance.grant(7), allowance.grant(7)] == [7, 3, 0]
+    assert allowance.wait() == 2.0
+    clock.now += 1.5
+    assert allowance.until_next() == 0.5
+    clock.now += 8
+    assert (allowance.wait(), allowance.grant(20)) == (0.0, 10)
+    allowance.take(25)
+    assert allowance.wait() == pytest.approx(0.5 + 2 * 2.0)
+    clock.now += allowance.wait()
+    assert allowance.grant(100) == 5
+
+
+async def test_what_is_over_the_rate_is_dropped_and_counted() -> None:
+    """Records and lines of the console alike; what others are owed is told beside it."""
+    log = Syslog(policies=policies(LogPolicy(rate=EVER)))
+    found = await hear(log, *map(record, range(1, 9)), b"a\nb\nc\nd\n", record(11), record(15))
+    assert said(found) == ["m"] * 8 + ["a", "b"]
+    assert losses(found) == {"rate": 4, "descriptor": 5}
+    assert len(found) == 13
+
+
+async def test_gap_stands_before_what_was_written_later() -> None:
+    """One record a span, however many were lost, and none is told twice over a kill."""
+    clock, kept = Clock(), Journal.create()
+    log = Syslog(journal=kept, policies=policies(LogPolicy(rate=LogRate(2, 1.0))))
+    ours, theirs = socket_pair()
+    number = 0
+
+    def write(log: Syslog, count: int) -> None:
+        nonlocal number
+        source = log._source("M", 1)
+        source.allowance = source.allowance or Allowance(LogRate(2, 1.0), clock)
+        for _ in range(count):
+            number += 1
+            theirs.send(record(number, str(number)))
+            log._turn(source, ours, None)
+
+    write(log, 5)
+    clock.now += 1
+    write(log, 4)
+    clock.now += 1
+    log = Syslog(journal=Journal.adopt(kept.fileno()), policies=log.policies)
+    write(log, 1)
+    texts = [each["message"].split(":")[0] for each in log.recent(None, EVERYTHING)]
+    assert texts == ["1", "2", "-- 3 lines lost", "6", "7", "-- 2 lines lost", "10"]
+    ours.close()
+    theirs.close()
+
+
+async def test_rate_is_told_when_the_machine_is_silent_again(autojump_clock: trio.testing.MockClock) -> None:
+    """Nobody has to write one more record for it."""
+    log = Syslog(policies=policies(LogPolicy(rate=LogRate(3, 0.05))))
+    ours, theirs = socket_pair()
+    for number in range(1, 8):
+        theirs.send(record(number))
+    with trio.fail_after(100):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(log.read, "M", 1, ours)
+            await until(lambda: bool(losses(log.recent(None, EVERYTHING))))
+            theirs.close()
+    assert losses(log.recent(None, EVERYTHING)) == {"rate": 4}
+
+
+async def test_machine_that_blocks_is_slowed_down_to_its_rate() -> None:
+    """Nothing is lost, and it takes as long as it must."""
+    log = Syslog(policies=policies(LogPolicy("block", rate=LogRate(100, 0.1))))
+    ours, theirs = socket_pair()
+    began = trio.current_time()
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(log.read, "M", 1, ours)
+            writer = LogWriter(theirs)
+            writer.patient = True
+
+            def write() -> None:
+                for number in range(500):
+                    writer.write(6, "x", f"{number} " + "x" * 2000)
+                theirs.close()
+
+            await trio.to_thread.run_sync(write)
+    assert trio.current_time() - began > 0.3
+    assert [text.split()[0] for text in said(log.recent(None, EVERYTHING))] == [str(number) for number in range(500)]
+
+
+# -- the buffer --------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def kept(log: Syslog, store: Store, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    monkeypatch.setattr(keeping, "AGAIN", 0.001)
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(log.keeper.run, store.connect)
+            await trio.testing.wait_all_tasks_blocked()
+            yield
+            nursery.cancel_scope.cancel()
+
+
+async def settle(log: Syslog, store: Store) -> None:
+    store.let(True)
+    while log.keeper.unkept or log.journal.losses:
+        await log.keeper.settle()
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("policy", ["spill", "drop"])
+async def test_flood_while_nobody_stores(policy: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on; afterwards all of it is there, in order, or counted, and all that another has said."""
+    bounds = policies(LogPolicy(policy, buffer=64 * K, spill=8 * K * K))
+    log, store = Syslog(policies=bounds, spill=tmp_path), Store()
+    async with kept(log, store, monkeypatch):
+        for number in range(10):
+            log.write(5, f"quiet {number}", machine="QUIET")
+        await hear(log, *(record(number, f"{number} " + "x" * 500) for number in range(1, 2001)))
+        for number in range(10, 20):
+            log.write(5, f"quiet {number}", machine="QUIET")
+        assert log.keeper.unkept <= 2020
+        await settle(log, store)
+    seqs = [each["seq"] for each in store.records]
+    assert seqs == sorted({*seqs})
+    assert said(store.of("QUIET")) == [f"quiet {number}" for number in range(20)]
+    stored = [int(text.split()[0]) for text in said(store.of("M"))]
+    lost = losses(store.of("M"))
+    assert stored == [*range(2001 - len(stored), 2001)]
+    assert lost == ({} if policy == "spill" else {"buffer": 2000 - len(stored)})
+
+
+async def test_machine_that_blocks_waits_for_room(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its writer stands still, without a loss, and it is known that it does; another machine writes on."""
+    bounds = policies(LogPolicy("block", buffer=64 * K))
+    bounds._of["QUIET"] = LogPolicy()
+    monkeypatch.setattr(reading, "STILL", 0.01)
+    log, store = Syslog(policies=bounds, spill=tmp_path), Store()
+    ours, theirs = socket_pair()
+    writer = LogWriter(theirs)
+    writer.patient = True
+    done = trio.Event()
+
+    async def write() -> None:
+        def records() -> None:
+            for number in range(2000):
+                writer.write(6, "x", f"{number} " + "x" * 500)
+
+        await trio.to_thread.run_sync(records)
+        theirs.close()
+        done.set()
+
+    async with kept(log, store, monkeypatch):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(log.read, "M", 1, ours)
+            nursery.start_soon(write)
+            await until(lambda: log.held("M", 1))
+            assert not log.held("M", 2)
+            log.write(5, "quiet", machine="QUIET")
+            await until(lambda: log.recent("CP", 1) != [])
+            assert not done.is_set()
+            assert log.keeper.unkept < 1000
+            await settle(log, store)
+        await settle(log, store)
+    assert [text.split()[0] for text in said(store.of("M"))] == [str(number) for number in range(2000)]
+    assert losses(store.records) == {}
+    assert said(store.of("CP"))[0].startswith("M stands still")
+    assert there(tmp_path) == []
+
+
+@pytest.mark.parametrize("how", ["release", "declare"])
+async def test_machine_is_let_go(how: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is to end, or has another policy now, waits no more."""
+    log, store = Syslog(policies=policies(LogPolicy("block", buffer=64 * K)), spill=tmp_path / "spill"), Store()
+    (tmp_path / "clerk.py").write_text("async def main(vm): pass\n")
+    (tmp_path / "it.toml").write_text('[system]\nname = "T"\nlog.policy = "drop"\n[machines.M]\nprogram = "clerk"\n')
+    packets = [record(number, "x" * 500) for number in range(1, 2001)]
+    async with kept(log, store, monkeypatch), trio.open_nursery() as nursery:
+        nursery.start_soon(partial(hear, log, *packets))
+        await until(lambda: log.held("M", 1))
+        if how == "release":
+            log.release("M", 1)
+        else:
+            log.declare(load(tmp_path / "it.toml"))
+    assert log.journal.unkept + sum(lost for _, _, lost in log.journal.losses) == 2000
+
+
+async def test_machine_that_spills_waits_a_moment_first(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its records are being stored nothing goes to the disk: a flood goes no faster than they are stored."""
+    monkeypatch.setattr(reading, "PACE", 10.0)
+    log, store = Syslog(policies=policies(LogPolicy(buffer=256 * K)), spill=tmp_path), Store()
+    store.let(True)
+    async with kept(log, store, monkeypatch):
+        await hear(log, *(record(number, f"{number} " + "x" * 500) for number in range(1, 5001)))
+        assert there(tmp_path) == []
+        await settle(log, store)
+    assert len(said(store.records)) == 5000
+
+
+async def test_earlier_run_is_stored_first(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a system could not store before its end; its folder is gone then. A spoilt file is a loss."""
+    earlier = Syslog(policies=policies(LogPolicy(buffer=64 * K)), spill=tmp_path)
+    earlier.journal.keep()
+    for number in range(500):
+        earlier.write(5, f"{number} " + "x" * 500, machine="M")
+    earlier.finish()
+    folder = tmp_path / earlier.run / "M"
+    spoilt = sorted(folder.iterdir())[1]
+    spoilt.write_bytes(b"x" * spoilt.stat().st_size)
+    log, store = Syslog(spill=tmp_path), Store()
+    log.write(5, "of this run")
+    store.let(True)
+    async with kept(log, store, monkeypatch):
+        await settle(log, store)
+    assert store.runs[0] == earlier.run
+    assert store.runs[-1] == log.run
+    lost = losses(store.records)["spill"]
+    assert lost == int(spoilt.name.split("-")[2])
+    assert len(said(store.of("M"))) == 500 - lost
+    assert there(tmp_path) == []
+
+
+def test_watchdog_excuses_a_machine_that_waits() -> None:
+    """What waits for us does not hang."""
+    clock = Clock()
+    watchdog = Watchdog(10.0, clock, lambda: 1.0)
+    for _ in range(20):
+        clock.now += 2.5
+        watchdog.excuse()
+        assert watchdog.verdict() is None
+    for _ in range(4):
+        clock.now += 2.5
+        verdict = watchdog.verdict()
+    assert verdict is not None

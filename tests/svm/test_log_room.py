@@ -1,0 +1,109 @@
+"""What a machine does when its log descriptor is full: wait a moment or as long as it takes, and say so at last."""
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from retinue.pipes import wire
+from retinue.svm import log
+from retinue.svm.log import LogWriter
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        yield ours, theirs
+
+
+def fill(theirs: socket.socket) -> None:
+    """Until there is no room for a byte."""
+    theirs.setblocking(False)
+    for size in (10_000, 1):
+        try:
+            while True:
+                theirs.send(b"x" * size)
+        except BlockingIOError:
+            pass
+    theirs.setblocking(True)
+
+
+def heard(ours: socket.socket) -> list[tuple[int, str]]:
+    """Numbers and messages of the records that are there."""
+    decoder = wire.Decoder()
+    found: list[tuple[int, str]] = []
+    ours.setblocking(False)
+    while True:
+        try:
+            packet = ours.recv(wire.MAX_PACKET)
+        except BlockingIOError:
+            return found
+        if packet[:1] == b"\x93":
+            (frame,) = decoder.decode(packet)
+            found.append((frame[1], frame[2][3]))
+
+
+def test_patient_writer_waits_until_there_is_room(ends: tuple[socket.socket, socket.socket]) -> None:
+    """From any number of threads; nothing is left out."""
+    ours, theirs = ends
+    writer = LogWriter(theirs)
+    writer.patient = True
+    fill(theirs)
+    threads = [threading.Thread(target=writer.write, args=(6, "x", f"m{number}")) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    threads[0].join(2 * log.PATIENCE_MS / 1000)
+    assert all(thread.is_alive() for thread in threads)
+    found = heard(ours)
+    for thread in threads:
+        thread.join(10)
+    found += heard(ours)
+    assert [number for number, _ in found] == [1, 2, 3, 4]
+    assert {text for _, text in found} == {"m0", "m1", "m2", "m3"}
+
+
+def test_patient_writer_ends_with_its_reader(ends: tuple[socket.socket, socket.socket]) -> None:
+    """Nobody will ever make room."""
+    ours, theirs = ends
+    writer = LogWriter(theirs)
+    writer.patient = True
+    fill(theirs)
+    thread = threading.Thread(target=writer.write, args=(6, "x", "m"))
+    thread.start()
+    ours.close()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_number_of_what_was_dropped_at_last_is_told(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one more record at the end; and by none when nothing was dropped."""
+    ours, theirs = ends
+    monkeypatch.setattr(log, "PATIENCE_MS", 1)
+    writer = LogWriter(theirs)
+    writer.write(6, "x", "first")
+    writer.finish()
+    assert heard(ours) == [(1, "first")]
+    fill(theirs)
+    for _ in range(3):
+        writer.write(6, "x", "dropped")
+    assert heard(ours) == []
+    writer.finish()
+    ((number, text),) = heard(ours)
+    assert number == 5
+    assert "no room" in text
+
+
+def test_policy_is_that_of_the_installed_writer(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told with the program, and may be told again."""
+    writer = LogWriter(ends[1])
+    monkeypatch.setattr(log, "_writers", [writer])
+    log.set_policy("block")
+    assert writer.patient
+    log.set_policy("spill")
+    assert not writer.patient
