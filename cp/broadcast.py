@@ -1,6 +1,6 @@
 """One source, many followers, none of which can hold the source up."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -11,13 +11,19 @@ BEHIND: Final = 4_000
 
 
 class Follower:
-    """One follower's place in the stream. ``lost`` counts what it was too slow for since :meth:`take_lost`."""
+    """One follower's place in the stream, with what it wants of an item: that, something made of it, or None.
 
-    def __init__(self) -> None:
+    What it was too slow for is counted until :meth:`take_lost`.
+    """
+
+    def __init__(self, wanted: Callable[[Any], Any] | None = None) -> None:
+        self._wanted = wanted
         self._send, self.items = trio.open_memory_channel[Any](BEHIND)
         self._lost = 0
 
     def offer(self, item: Any) -> None:
+        if self._wanted is not None and (item := self._wanted(item)) is None:
+            return
         try:
             self._send.send_nowait(item)
         except trio.WouldBlock:
@@ -52,9 +58,9 @@ class Broadcast:
                 follower.offer(item)
 
     @contextmanager
-    def follow(self) -> Iterator[Follower]:
-        """Everything published from now to the end of the block."""
-        follower = Follower()
+    def follow(self, wanted: Callable[[Any], Any] | None = None) -> Iterator[Follower]:
+        """Everything published from now to the end of the block, as far as it is wanted."""
+        follower = Follower(wanted)
         self._followers.add(follower)
         if self._ended:
             follower.end()

@@ -20,6 +20,8 @@ _QUERIES: Final = {
     "userid": "ps",
     "iucv": "ps --edges",
     "limits": "doctor",
+    "storage": "ps --storage",
+    "frames": "ps --storage",
     "cplevel": "version",
 }
 # Names on a line of QUERY NAMES.
@@ -61,18 +63,33 @@ def query(ctx: click.Context, what: str, name: str | None) -> int:
 
 
 @click.command(hidden=True)
-@click.argument("what", metavar="USER|LOAD")
+@click.argument("what", metavar="USER|LOAD|STORAGE")
 @click.argument("name", required=False, shell_complete=complete_machines)
 @system_option()
 @state_option()
 @click.pass_context
 def indicate(ctx: click.Context, what: str, name: str | None) -> int:
-    """INDICATE USER [NAME] or INDICATE LOAD: what the machines use. The same as: retinue top -n 1"""
-    if not any(each.startswith(what.casefold()) for each in ("user", "load")):
-        raise click.UsageError(f"cannot indicate {what}: USER or LOAD", ctx)
+    """INDICATE USER [NAME], INDICATE LOAD or INDICATE STORAGE: what the machines use.
+
+    LOAD is the same as: retinue top -n 1; STORAGE the same as: retinue ps --storage
+    """
+    folded = what.casefold()
+    meant = [each for each in ("user", "load", "storage") if folded and each.startswith(folded)]
+    if not meant:
+        raise click.UsageError(f"cannot indicate {what}: USER, LOAD or STORAGE", ctx)
     system = find_system(selection(ctx))
-    from retinue.cp.cli.session import converse
+    from retinue.cp.cli.session import converse, request
+    from retinue.cp.cli.storage import storage_lines, user_lines
     from retinue.cp.cli.top import DELAY, head_line, machine_lines, only, samples
+
+    if meant[0] != "load":
+        report = converse(partial(request, system, "storage"))
+        paint = Paint(colour_wanted(sys.stdout))
+        names = {name.upper()} if name else set()
+        shown = user_lines(report, names) if meant[0] == "user" else None
+        for line in storage_lines(report, paint=paint, room=width(sys.stdout)) if shown is None else shown:
+            say(line)
+        return OK
 
     async def show() -> None:
         paint = Paint(colour_wanted(sys.stdout))

@@ -21,7 +21,7 @@ SECTIONS: Final = {
     "Look": {
         "ps": "listings",
         "top": "top",
-        "logs": "listings",
+        "logs": "logs",
         "events": "events",
         "why": "why",
         "explain": "explain",

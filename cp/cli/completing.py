@@ -14,6 +14,7 @@ Completer = Callable[[click.Context, click.Parameter, str], list[str]]
 # What may be set while a machine runs.
 SETTINGS: Final = (
     *("share", "cpu", "storage", "restart", "restarts", "pause", "watchdog", "grace", "idle", "essential"),
+    *("reserve", "priority", "idle_page_out", "log", "log.policy", "log.buffer", "log.spill", "log.rate"),
 )
 
 

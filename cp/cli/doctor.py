@@ -94,7 +94,8 @@ def examine(boot_entry: str | None = None) -> dict[str, Any]:
             said = words.read().decode(errors="replace").strip()
     if findings is None or "trouble" in findings:
         trouble = (findings or {}).get("trouble") or said.rpartition("\n")[2] or "it did not answer"
-        findings = {"root": os.geteuid() == 0, "seal": [], "limits": [], "self_test": None, "trouble": trouble}
+        findings = {"root": os.geteuid() == 0, "seal": [], "limits": [], "paging": None, "self_test": None}
+        findings |= {"trouble": trouble}
     by_system: dict[str, set[str]] = {"sealed": set(), "network": set()}
     for layer in findings["seal"]:
         if layer["present"]:
@@ -161,7 +162,16 @@ def lines(findings: Mapping[str, Any], paint: Paint) -> list[str]:
                 for text in (layer["why"] and f"{system}: {layer['why']}", layer["cure"] and f"cure: {layer['cure']}"):
                     if text:
                         found.append(paint(f"{' ' * names}  {neutralise(text)}", DIM))
-    found += ["", *_limits(findings["limits"], paint)]
+    found += ["", *_limits(findings["limits"], paint), "", *_paging(findings["paging"], paint)]
+    return found
+
+
+def _paging(paging: Mapping[str, str], paint: Paint) -> list[str]:
+    """By what means machines are paged out, and what is in the way of better ones."""
+    found = [f"{paint('PAGING', BOLD)}  {paging['mechanism']}"]
+    for text in (paging["why"], paging["cure"] and f"cure: {paging['cure']}"):
+        if text:
+            found.append(paint(f"        {neutralise(text)}", DIM))
     return found
 
 

@@ -10,8 +10,8 @@ import click
 
 from retinue.cp.cli.command import json_option, selection, state_option, system_option
 from retinue.cp.cli.completing import complete_machines
+from retinue.cp.cli.counting import COUNT_MAX, count_option
 from retinue.cp.cli.errors import OK
-from retinue.cp.cli.listings import COUNT_MAX, count_option
 from retinue.cp.cli.output import DIM, RED, YELLOW, Paint, colour_wanted, neutralise, say, to_json
 from retinue.cp.cli.systems import find_system
 

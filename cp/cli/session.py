@@ -163,7 +163,9 @@ async def ask_reply(
     except Rejected as error:
         if error.code == "unknown-machine":
             known = list(map(str, error.detail)) if isinstance(error.detail, list) else []
-            named = [each for each in arguments.values() if isinstance(each, str) and each not in known]
+            given = [arguments.get(key) for key in ("machine", "from", "to")]
+            flat = [each for value in given for each in (value if isinstance(value, list) else [value])]
+            named = [each for each in flat if isinstance(each, str) and each not in known]
             raise UnknownMachine(named[0] if named else "of that name", system.system, known) from error
         if error.code == "unknown-edge":
             known = error.detail if isinstance(error.detail, list) else []

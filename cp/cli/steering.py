@@ -155,11 +155,12 @@ def set_(ctx: click.Context, name: str, settings: tuple[str, ...], as_json: bool
     """Change settings of a machine while it runs.
 
     The machine NAME is not restarted. KEYs: share, cpu, storage, restart, restarts, pause, watchdog, grace, idle,
-    essential. VALUEs are written as in the topology file, quotes may be left out:
+    essential, log. VALUEs are written as in the topology file, quotes may be left out:
 
     \b
     retinue set SHOP share=200 storage=256M
     retinue set SHOP watchdog=off 'restarts={ most = 5, within = "60s" }'
+    retinue set SHOP log.policy=drop log.rate=100/s
 
     The topology file stays as it is: what shall last must be written there, too.
     """

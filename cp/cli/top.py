@@ -39,7 +39,10 @@ DELAY_MIN: Final = 0.1
 
 Rates = Mapping[str, Any]
 
-_HEAD: Final = ("NAME", "STATE", "CPU%", "RESIDENT", "LIMIT", "MSG/S", "OUT", "WAITING", "LOG/S", "GEN", "UPTIME")
+_HEAD: Final = (
+    *("NAME", "STATE", "CPU%", "RESIDENT", "PAGED", "LIMIT", "PAGE/S", "MSG/S", "OUT", "WAITING", "LOG/S", "GEN"),
+    "UPTIME",
+)
 _EDGE_HEAD: Final = ("FROM", "EDGE", "TO", "PATHS", "MSG/S", "BACK/S", "BYTES/S", "BACK/S", "OUT", "LIMIT")
 
 
@@ -204,12 +207,15 @@ def machine_lines(rates: Rates, *, paint: Paint, room: int | None = None) -> lis
 
 def _machine_row(machine: Mapping[str, Any]) -> list[str]:
     resident, uptime = machine["storage"].get("resident"), machine["uptime"]
+    paged, reads, writes = machine["storage"].get("paged"), machine.get("page_reads"), machine.get("page_writes")
     return [
         neutralise(machine["name"]),
         neutralise(machine["state"]),
         "-" if machine["cpu"] is None else f"{machine['cpu'] * 100:.1f}",
         "-" if resident is None else size(resident),
+        "-" if paged is None else size(paged),
         size(machine["storage"]["limit"]),
+        rate(None if reads is None or writes is None else reads + writes),
         rate(machine["messages"]),
         str(machine["outstanding"]),
         "-" if machine["waiting"] is None else str(machine["waiting"]),

@@ -85,6 +85,7 @@ def _up(directory: "Directory", folders: Folders, variables: dict[str, bytes], *
                     state=str(folders.state),
                     console=theirs,
                     secrets=secrets,
+                    volume=_volume(directory, folders),
                     leave_out=variables,
                     stderr_file=log,
                 )
@@ -108,6 +109,12 @@ def _up(directory: "Directory", folders: Folders, variables: dict[str, bytes], *
                 runtime.clean(folders)
             nucleus.close()
         return code
+
+
+def _volume(directory: "Directory", folders: Folders) -> str:
+    """The paging volume that is to be taken back whatever happens; only root can have one that is swap."""
+    paging = directory.system.paging
+    return "" if paging is None or os.geteuid() != 0 else os.path.join(folders.state, paging.volume)
 
 
 @contextmanager

@@ -42,6 +42,7 @@ _MEANING: Final = {
     "exit": "its program ended",
     "signal": "a signal ended it",
     "out-of-storage": "it needed more storage than it may have",
+    "no-room": "all machines together needed more real storage than there is, and it counted least",
     "watchdog": "it made no progress, and was ended",
     "seal-refused": "its seal could not be made",
     "bad-program": "its program could not be loaded",

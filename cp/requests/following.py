@@ -9,8 +9,10 @@ import trio
 from retinue.cp.broadcast import Follower
 from retinue.cp.checking import OURS
 from retinue.cp.circuit import label
-from retinue.cp.records import Record, newest
+from retinue.cp.finding import find
+from retinue.cp.records import Machines, Record
 from retinue.cp.requests.arguments import known, take
+from retinue.cp.selection import MOST_RECORDS, WHICH, Selection, selection
 from retinue.cp.syslog import CRITICAL
 from retinue.cp.tap import RECORDED, SHOWN, Lost, Tap, TapFailed
 from retinue.pipes import PathError, Rejected
@@ -19,10 +21,6 @@ if TYPE_CHECKING:
     from retinue.cp.operator import OperatorPath
     from retinue.cp.system import ControlProgram
 
-# Records in one answer: what fits one message with room to spare.
-MOST_RECORDS: Final = 10_000
-# Bytes of records in one answer: well below what one message may have.
-ANSWER_ROOM: Final = 16 * 1024 * 1024
 # Followers on one path: each holds its own place in the stream.
 MOST_FOLLOWERS: Final = 8
 # Items of a follower that are on their way at once.
@@ -35,25 +33,27 @@ Wanted = Callable[[Any], Any]
 
 
 async def logs(asker: "OperatorPath", arguments: dict[str, Any]) -> Any:
-    machine, count = take(arguments, {"machine": (str, None), "count": (int, 100)})
-    _known(asker.cp, machine)
-    records = await asker.cp.syslog.keeper.records(machine, max(0, min(count, MOST_RECORDS)))
-    return {"records": newest(records, MOST_RECORDS, ANSWER_ROOM)}
+    """One page of the records that a query wants (:mod:`retinue.cp.selection`)."""
+    cp = asker.cp
+    return (await find(cp.syslog, selection(arguments, cp.syslog.run, ["CP", *cp.lives]))).as_answer()
 
 
 async def follow(asker: "OperatorPath", arguments: dict[str, Any]) -> Any:
-    machine, events, records, after = take(
-        arguments, {"machine": (str, None), "events": (bool, False), "records": (bool, True), "after": (int, None)}
-    )
-    _known(asker.cp, machine)
+    """What comes from now on, and before it what came after a record, as far as it is in memory."""
+    cp = asker.cp
+    which = {name: value for name, value in arguments.items() if name not in ("events", "records", "after")}
+    asked = selection(which, cp.syslog.run, ["CP", *cp.lives], (*WHICH, "events", "records", "after"))
+    rest = {name: value for name, value in arguments.items() if name not in which}
+    events, records, after = take(rest, {"events": (bool, False), "records": (bool, True), "after": (int, None)})
+    machines = asked.machines
 
     def wanted(item: Any) -> Any:
         kind, content = item
         if kind == "record":
-            return item if records and (machine is None or content["machine"] == machine) else None
-        return item if events and (machine is None or content["machine"] in (machine, None)) else None
+            return item if records and asked.takes(content) else None
+        return item if events and (machines is None or content["machine"] in (None, *machines)) else None
 
-    return await _begin(asker, machine, wanted, after if records else None)
+    return await _begin(asker, machines, wanted, after if records else None)
 
 
 async def events(asker: "OperatorPath", arguments: dict[str, Any]) -> Any:
@@ -69,7 +69,8 @@ async def events(asker: "OperatorPath", arguments: dict[str, Any]) -> Any:
 
     if on:
         return await _begin(asker, "CP", wanted, after)
-    records = await asker.cp.syslog.keeper.records("CP", MOST_RECORDS)
+    syslog = asker.cp.syslog
+    records = (await find(syslog, Selection(syslog.run, frozenset({"CP"}), count=MOST_RECORDS))).records
     found = [event for event in map(event_of, records) if event is not None and machine in (None, event["machine"])]
     if after is not None:
         found = [event for event in found if event["seq"] > after]
@@ -92,15 +93,15 @@ def event_of(record: Record) -> dict[str, Any] | None:
     }
 
 
-async def _begin(asker: "OperatorPath", machine: str | None, wanted: Wanted, after: int | None) -> Any:
+async def _begin(asker: "OperatorPath", machines: Machines, wanted: Wanted, after: int | None) -> Any:
     if asker.followers >= MOST_FOLLOWERS:
         raise Rejected("exhausted", f"one path may follow {MOST_FOLLOWERS} times at once: open another path")
-    return {"seq": await asker.nursery.start(_follow_on, asker, machine, wanted, after)}
+    return {"seq": await asker.nursery.start(_follow_on, asker, machines, wanted, after)}
 
 
 async def _follow_on(
     asker: "OperatorPath",
-    machine: str | None,
+    machines: Machines,
     wanted: Wanted,
     after: int | None,
     *,
@@ -109,17 +110,16 @@ async def _follow_on(
     syslog = asker.cp.syslog
     asker.followers += 1
     try:
-        with syslog.broadcast.follow() as follower:
+        with syslog.broadcast.follow(wanted) as follower:
             last = syslog.last
             task_status.started(last)
             if after is not None:
-                await _catch_up(asker, machine, wanted, after, last)
+                await _catch_up(asker, machines, wanted, after, last)
             async with trio.open_nursery() as nursery:
                 slots = trio.Semaphore(IN_FLIGHT)
-                async for each in follower.items:
-                    if (item := wanted(each)) is not None:
-                        await slots.acquire()
-                        nursery.start_soon(_push, asker, item, slots)
+                async for item in follower.items:
+                    await slots.acquire()
+                    nursery.start_soon(_push, asker, item, slots)
                     await _tell_lost(asker, follower)
             # Only whoever sees this knows that nothing is missing at the end.
             await asker.path.send(["end", {}])
@@ -129,18 +129,19 @@ async def _follow_on(
         asker.followers -= 1
 
 
-async def _catch_up(asker: "OperatorPath", machine: str | None, wanted: Wanted, after: int, last: int) -> None:
+async def _catch_up(asker: "OperatorPath", machines: Machines, wanted: Wanted, after: int, last: int) -> None:
     """Send what came after one record up to another, and say how many of all are not in memory any more."""
     place = after
-    while page := asker.cp.syslog.since(place, machine):
+    while page := asker.cp.syslog.since(place, machines):
         for record in page:
             if record["seq"] > last:
                 return
-            if machine is None and (lost := record["seq"] - place - 1):
+            if machines is None and (lost := record["seq"] - place - 1):
                 await asker.path.send(["lost", {"count": lost}])
             place = record["seq"]
             if (item := wanted(["record", record])) is not None:
                 await asker.path.send(item)
+        await trio.lowlevel.checkpoint()
 
 
 async def _push(asker: "OperatorPath", item: Any, slots: trio.Semaphore) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from retinue.cp.edges import survey
 from retinue.cp.explanation import MachineState, explain, with_base
+from retinue.cp.pager.report import figures_of, report
 from retinue.cp.rates import processor_seconds
 from retinue.cp.requests.arguments import known, take
 from retinue.pipes import Rejected
@@ -43,11 +44,19 @@ async def top(asker: "OperatorPath", arguments: dict[str, Any]) -> Any:
     (after,) = take(arguments, {"after": (int, None)})
     cp = asker.cp
     found = _listing(cp)
+    await cp.pager.look()
     for machine in found["machines"]:
+        figures = figures_of(cp, machine["name"])
+        machine["storage"] |= {name: value for name, value in figures.items() if value is not None}
         machine["cpu_s"] = processor_seconds(machine["pid"])
         records = None if after is None else len(cp.syslog.recent(machine["name"], COUNTED, after=after))
         machine["records"] = records
     return {**found, "time": time.monotonic(), "seq": cp.syslog.last, "edges": await survey(cp)}
+
+
+async def storage(asker: "OperatorPath", arguments: dict[str, Any]) -> Any:
+    take(arguments, {})
+    return await report(asker.cp)
 
 
 async def why(asker: "OperatorPath", arguments: dict[str, Any]) -> Any:

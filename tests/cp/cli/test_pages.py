@@ -237,9 +237,9 @@ def test_counters_that_begin_anew_are_not_negative() -> None:
 def test_top_is_a_table() -> None:
     found = rates(sample(10.0, sent=0), sample(11.0, cpu=1.95, sent=1200, records=3))
     assert top.machine_lines(found, paint=PLAIN) == [
-        "NAME  STATE  CPU%  RESIDENT  LIMIT  MSG/S  OUT  WAITING  LOG/S  GEN  UPTIME",
-        "WEB   READY  95.0       20M    64M   1200    3        0      3    1      5s",
-        "SHOP  READY   0.0       20M    64M   1200    0        3      3    1      5s",
+        "NAME  STATE  CPU%  RESIDENT  PAGED  LIMIT  PAGE/S  MSG/S  OUT  WAITING  LOG/S  GEN  UPTIME",
+        "WEB   READY  95.0       20M      -    64M       -   1200    3        0      3    1      5s",
+        "SHOP  READY   0.0       20M      -    64M       -   1200    0        3      3    1      5s",
     ]
     assert top.edge_lines(found, paint=PLAIN)[1].split() == [
         *("WEB", "app", "SHOP", "1", "1200", "0", "117K", "0B", "3", "64"),
