@@ -9,11 +9,10 @@ import attrs
 import trio
 
 from retinue.cp import directory, replacement
-from retinue.cp.changes import Change, changes
+from retinue.cp.changes import Change, changes, with_settings
 from retinue.cp.declaration import Declaration, Origin, assembled, mixed
 from retinue.cp.directory import Directory, DirectoryErrors, MachineEntry
 from retinue.cp.directory.secrets import read_values
-from retinue.cp.host import measure
 from retinue.cp.host.interface import SpareFailed, SpareReady
 from retinue.cp.life import Life
 from retinue.cp.states import FINAL
@@ -61,6 +60,10 @@ class Administration:
         """Start a machine that does not run; returns when it is ready. Rejected ``not-ready`` when it will not be."""
         self._check_running()
         for life in self._named(name):
+            self._cp.pager.admission.forgive(life.name)
+            if life.current is None and (why := self._cp.pager.why_held(life)):
+                raise Rejected("no-room", f"{life.name} is not started: {why}")
+        for life in self._named(name):
             self._cp.supervision.renew(life)
             life.ask_to_start()
         for life in self._named(name):
@@ -96,20 +99,13 @@ class Administration:
             return {"replaced": replaced}
 
     async def _replace(self, life: Life, entry: MachineEntry) -> bool:
-        overlap = entry.replace == "overlap" and self._has_room(life)
+        overlap = entry.replace == "overlap" and self._cp.pager.has_room(life)
         if entry.replace == "overlap" and not overlap:
             text = f"there is no room for two of {life.name}: its successor starts when it has ended"
             self._cp.syslog.write(NOTICE, text)
         self._cp.supervision.renew(life)
         await replacement.replace(life, entry, overlap=overlap)
         return overlap
-
-    def _has_room(self, life: Life) -> bool:
-        """Whether the system's storage holds a successor beside it, which will need as much as it does."""
-        if (most := self._cp.topology.system.storage) is None:
-            return True
-        resident = {each.name: measure.resident(each.pid) or 0 for each in self._cp.lives.values()}
-        return sum(resident.values()) + resident[life.name] <= most
 
     # -- settings ------------------------------------------------------------------------------------------------------
 
@@ -121,7 +117,7 @@ class Administration:
         async with self._changing:
             lives = self._named(name)
             base = lives[0].base
-            wanted = {**self.settings.get(base, {}), **settings}
+            wanted = with_settings(self.settings.get(base, {}), settings)
             after = self._load(self._cp.topology.path, {**self.settings, base: wanted}, text=self._cp.topology.text)
             held = self.held | {
                 life.name: attrs.evolve(origin, settings={**origin.settings, base: wanted})

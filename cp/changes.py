@@ -4,7 +4,7 @@ Nothing is done here. What is the same in both topologies is left alone.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal
 
 from attrs import evolve, frozen
@@ -19,7 +19,7 @@ Kind = Literal["impossible", "system", "set", "add", "replace", "reload", "remov
 #: What changes while the machine runs: only the control program and the host know of it.
 SETTINGS: Final = (
     *("storage", "share", "cpu", "restart", "pause", "restarts", "essential", "start", "idle", "watchdog", "grace"),
-    "replace",
+    *("replace", "reserve", "priority", "idle_page_out", "log"),
 )
 
 # What the processes of a system are made with, and the reason.
@@ -188,3 +188,10 @@ def _beside(directory: Directory, machine: MachineEntry) -> tuple[str, ...]:
         files.append(machine.program)
     code = () if machine.kind == "exec" else code_folders(directory, machine)
     return (*code, *(str(directory.folder / file) for file in files))
+
+
+def with_settings(before: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by key, and these after them: a table takes the place of what was said of its keys, as ``log.rate``."""
+    tables = tuple(f"{key}." for key in settings)
+    kept = {key: value for key, value in before.items() if key not in settings and not key.startswith(tables)}
+    return {**kept, **settings}

@@ -4,6 +4,7 @@ Machines write frames into their log descriptors, and the machine that keeps rec
 believed.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from retinue.cp.records import Record
@@ -43,12 +44,52 @@ def checked_body(untrusted_frame: wire.Frame) -> Body | None:
     return body
 
 
+def checked_bodies(untrusted_frames: Sequence[wire.Frame], number: int) -> list[Body] | None:
+    """The bodies of frames that are all records as they mostly are, with the numbers after that one; else None.
+
+    Then each is to be looked at by itself (:func:`checked_body`), which costs several times as much.
+    """
+    bodies: list[Body] = []
+    known = ""
+    for untrusted in untrusted_frames:
+        number += 1
+        if len(untrusted) != 3 or untrusted[0] != 1 or untrusted[1] != number:
+            return None
+        body = untrusted[2]
+        if type(body) is not list or len(body) != 5:
+            return None
+        when, severity, logger, message, fields = body
+        if type(when) is not float or type(severity) is not int or not 0 <= severity <= 7 or not 0.0 <= when < LATEST:
+            return None
+        if type(logger) is not str or type(message) is not str or type(fields) is not dict:
+            return None
+        if fields and not _modest(fields):
+            return None
+        if logger != known:
+            if logger.startswith(OURS) or len(logger) > 256:
+                return None
+            known = logger
+        bodies.append(body)
+    return bodies
+
+
 def checked_records(untrusted_answer: Any) -> list[Record]:
     """The records in the answer of the machine that keeps them; Rejected ``bad-answer`` when they are none."""
     match untrusted_answer:
         case {"records": list(untrusted)} if all(map(_is_record, untrusted)):
             return untrusted
     raise Rejected("bad-answer", "it did not answer with records")
+
+
+def checked_found(untrusted_answer: Any) -> tuple[list[Record], tuple[str, int] | None]:
+    """The same, with the place from where to go on: ``[run, number]``, or None at the end."""
+    records = checked_records(untrusted_answer)
+    match untrusted_answer:
+        case {"more": None}:
+            return records, None
+        case {"more": [str(run), int(number)]} if type(number) is int and number >= 0:
+            return records, (run, number)
+    raise Rejected("bad-answer", "it did not answer with a place in the log")
 
 
 # What a record is made of, apart from its time.

@@ -24,6 +24,7 @@ class Cause(StrEnum):
     EXIT = "exit"  # by itself, with a status
     SIGNAL = "signal"
     OUT_OF_STORAGE = "out-of-storage"
+    NO_ROOM = "no-room"  # in real storage: all machines together needed more than there is
     WATCHDOG = "watchdog"  # it made no progress
     SEAL_REFUSED = "seal-refused"
     BAD_PROGRAM = "bad-program"

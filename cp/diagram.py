@@ -17,7 +17,7 @@ _STATES: Final = {
     State.STOPPING: "its process was asked to end",
     State.STOPPED: "it has ended in order and stays so",
     State.ABEND: "its process has ended out of order; what comes next is being decided",
-    State.WAITING: "it is started again after a pause",
+    State.WAITING: "it is started after a pause, or when there is room in real storage",
     State.BROKEN: "it has ended out of order and stays so, until an operator starts it",
 }
 _HAPPENINGS: Final = {
@@ -28,7 +28,7 @@ _HAPPENINGS: Final = {
     Happening.STOP: "its process is asked to end: by the operator, at the end of the system, to be started again",
     Happening.FINISH: "its process has ended as it should",
     Happening.DIE: "its process has ended otherwise",
-    Happening.PAUSE: "it has died again within a short time",
+    Happening.PAUSE: "it has died again within a short time, or there is no room in real storage",
     Happening.GIVE_UP: "its policy says never, or its budget of restarts or that of its group is spent",
 }
 

@@ -40,6 +40,7 @@ async def _examine(host: LinuxHost) -> dict[str, Any]:
         "root": root,
         "seal": [attrs.asdict(layer) | {"cure": cures.get((layer.system, layer.layer), "")} for layer in seal],
         "limits": [attrs.asdict(limit) for limit in host.limits_report()],
+        "paging": attrs.asdict(host.paging_report()),
         "self_test": report.as_dict(),
     }
 

@@ -21,8 +21,8 @@ from retinue.cp.directory import MachineEntry
 from retinue.cp.errors import Misfit
 from retinue.cp.host.errors import SpawnFailed
 from retinue.cp.host.interface import Exit, Kept
+from retinue.cp.pulse import Pulse
 from retinue.cp.syslog import CRITICAL, NOTICE
-from retinue.cp.watchdog import Watchdog
 from retinue.pipes import (
     AccessDenied,
     Message,
@@ -36,7 +36,6 @@ from retinue.pipes import (
     socket_pair,
     wire,
 )
-from retinue.pipes.beat import Beat
 from retinue.pipes.message import close_all
 from retinue.pipes.parcel import CONTROL, send_descriptor
 
@@ -52,10 +51,6 @@ LEAVING: Final = 5.0
 LAST_WORDS: Final = 2.0
 # Seconds of it before the machine's paths are cut: its last line may be the reason that others are told.
 LAST_LINE: Final = 0.2
-# Seconds a hung machine has to write its stacks to its log.
-DUMP: Final = 1.0
-# Bytes of the stacks of a hung machine that are told: what its pipe holds.
-STACKS: Final = 64 * 1024
 # Messages a machine may have outstanding on its control path: connects wait there while a target restarts, and every
 # path of such a target asks there for its successor.
 CONTROL_LIMIT: Final = MAX_PATHS + 512
@@ -98,8 +93,7 @@ class Incarnation:
         self._trouble: Trouble | None = None
         self._adopted: tuple[socket.socket, socket.socket] | None = None
         self._begun = False  # its program runs, and may have paths
-        self._watchdog: Watchdog | None = None
-        self._watching = trio.CancelScope()
+        self.pulse = Pulse(self, cp.host, cp.syslog, lambda: self._exited)
 
     @classmethod
     def adopt(
@@ -160,6 +154,7 @@ class Incarnation:
                 sock.close()
         for kind in ("birth", "ready"):
             self._cp.host.drop(f"{kind}/{self._key}")
+        await self._cp.segments.release(self.name, self.generation)
         self._cp.host.buried(self.name, self.generation)
         self.pid = None
         self.death = death
@@ -208,7 +203,7 @@ class Incarnation:
                 last_words = trio.Event()
 
                 async def read_log() -> None:
-                    await self._cp.syslog.read(self.name, self.generation, log, beat=self._beat)
+                    await self._cp.syslog.read(self.name, self.generation, log, beat=self.pulse.beat)
                     last_words.set()
 
                 nursery.start_soon(read_log)
@@ -226,6 +221,7 @@ class Incarnation:
                 nursery.start_soon(self._end_when_asked)
                 nursery.start_soon(self._end_without_control, path)
                 await self._exited.wait()
+                self._cp.syslog.release(self.name, self.generation)
                 path.sever()
                 self._life.notice()  # it is not ready any more
                 with trio.move_on_after(LAST_LINE):
@@ -304,63 +300,20 @@ class Incarnation:
 
     async def _keep_watch(self) -> None:
         """End the process when it makes no progress any more, with its stacks in the log."""
-        verdict = None
-        while verdict is None:
-            with trio.CancelScope() as self._watching:
-                verdict = await self._until_hung()
+        verdict = await self.pulse.run()
         self.kill(Trouble(Cause.WATCHDOG, f"hung: {verdict}"))
-
-    async def _until_hung(self) -> str:
-        if not (limit := self.entry.watchdog):
-            self._watchdog = None
-            await trio.sleep_forever()
-        watchdog = self._watchdog = Watchdog(
-            limit, trio.current_time, lambda: self._cp.host.cpu_time(self.name, self.generation)
-        )
-        stacks: list[int] = []
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._start_heart, watchdog.period, stacks)
-                while True:
-                    await trio.sleep_until(watchdog.next)
-                    if (verdict := watchdog.verdict()) is not None:
-                        break
-                self._cp.host.signal(self.name, self.generation, signal.SIGUSR1)
-                with trio.move_on_after(DUMP):
-                    await self._exited.wait()
-                self._tell_stacks(stacks, verdict)
-                nursery.cancel_scope.cancel()
-        finally:
-            close_all(tuple(stacks))
-        return verdict
-
-    async def _start_heart(self, period: float, stacks: list[int]) -> None:
-        # A machine that hangs already does not answer; without beats the time that it uses is looked at all the same.
-        with contextlib.suppress(PathError):
-            reply = await self.ask_reply("watch", {"every": period})
-            stacks += reply.descriptors
-
-    def _tell_stacks(self, pipes: list[int], verdict: str) -> None:
-        """Where its threads are, as far as it has not told its log itself."""
-        untrusted = b""
-        for pipe in pipes:
-            with contextlib.suppress(OSError):
-                os.set_blocking(pipe, False)
-                untrusted += os.read(pipe, STACKS)
-        text = f"{self.name} is hung: {verdict}"
-        if untrusted:
-            text += "\n" + untrusted.decode("ascii", "backslashreplace")
-        self._cp.syslog.write(NOTICE, text, machine=self.name, generation=self.generation)
-
-    def _beat(self, beat: Beat) -> None:
-        if self._watchdog is not None:
-            self._watchdog.beat(beat.turns, beat.cpu, beat.stuck)
 
     def set(self, entry: MachineEntry) -> None:
         """Go on with a definition that asks for no other process."""
         if entry.watchdog != self.entry.watchdog:
-            self._watching.cancel()
-        self.entry = entry
+            self.pulse.changed()
+        told, self.entry = self.entry.log.policy, entry
+        if "block" in (told, entry.log.policy) and told != entry.log.policy and self._control is not None:
+            self._cp.nursery.start_soon(self._tell_log)
+
+    async def _tell_log(self) -> None:
+        with contextlib.suppress(PathError, Rejected):  # it ends, or is of a release that knows no such verb
+            await self.ask("log", {"policy": self.entry.log.policy})
 
     # -- end -----------------------------------------------------------------------------------------------------------
 
@@ -377,6 +330,7 @@ class Incarnation:
             self.leaving, self._drains = why, drain
             self._grace = self.entry.grace if grace is None else grace
             self._asked.set()
+            self._cp.syslog.release(self.name, self.generation)  # who waits for room hears nothing
 
     async def _end_when_asked(self) -> None:
         """Ask, wait for a bounded time, force: each step is a record."""
@@ -425,7 +379,9 @@ class Incarnation:
                     self.name, self.generation, ident, stream=stream, wanted=wanted
                 )
                 return await self._hand_over(message, None, descriptor)
-        raise Rejected("unknown-verb", "the control program knows ready, connect and rebind")
+            case ["segment", {"name": str(name), "size": int(size), "keep": bool(keep), **more}] if not more:
+                return await self._hand_over(message, None, await self._cp.segments.grant(self, name, size, keep=keep))
+        raise Rejected("unknown-verb", "the control program knows ready, connect, rebind and segment")
 
     def _failed(self, message: Message, exc: Exception) -> None:
         # A bug of ours. It must not end the system because a machine has found it.

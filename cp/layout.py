@@ -14,7 +14,7 @@ SOURCES: Final = 1024
 # Bytes of an unfinished console line.
 LINE: Final = 32 * 1024
 # Bytes of a machine's name; the topology allows fewer.
-NAME: Final = 96
+NAME: Final = 80
 
 # The first word: the layout. A program of another layout must know this one, or refuse it.
 MAGIC: Final = int.from_bytes(b"RETJRN\0\1", "big")
@@ -27,8 +27,13 @@ CHANGE_ROW: Final = struct.Struct("@7Q")
 STATE_ROOM: Final = 64 * 1024
 # Rows of the tables. The first word of those of sources and blocks is the machine's number + 1, or 0.
 SOURCE_ROW: Final = struct.Struct("@4Q32x")  # machine, generation, number, line
-MACHINE_ROW: Final = struct.Struct(f"@2Q{NAME}s16x")  # length of the name, lost, name
+MACHINE_ROW: Final = struct.Struct(f"@2Q{NAME}s3Q8x")  # length of the name, lost, name, three of LOSS_ROW
 BLOCK_ROW: Final = struct.Struct("@6Q16x")  # machine, order, used, first, last, count
+# At the end of a state: which one it is of, and what was lost of the machine on the disk and by its rate; which file
+# is being removed. A state of a release that did not write it has another number there.
+LOSS_ROW: Final = struct.Struct("@4Q")
+# In the word of a block's machine: nothing in it waits any more.
+GONE: Final = 1 << 32
 
 STATES_AT: Final = mmap.PAGESIZE
 SOURCES_AT: Final = STATES_AT + 2 * STATE_ROOM

@@ -19,7 +19,7 @@ from retinue.cp.incarnation import Incarnation
 from retinue.cp.rest import until_idle
 from retinue.cp.standing import Standing, Wish
 from retinue.cp.states import AT_REST, FINAL, TABLE, Happening, State
-from retinue.cp.syslog import ERROR, INFO
+from retinue.cp.syslog import ERROR, INFO, NOTICE
 from retinue.pipes import Rejected
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Life(Standing):
         self._follows = False  # it was ended because a target has died
         self._broken: str | None = None  # it ends to be given up
         self._hurry = False  # somebody asks for it to be started now
+        self._meters: tuple[Incarnation | None, Any] = None, None  # what which process has told last
         self._strays: set[int] = set()  # generations of an earlier control program that are being ended
         self._until: float | None = None  # it waits, by clock.stamp()
         self.failed_generation = 0
@@ -131,6 +132,8 @@ class Life(Standing):
                     await self._until_wanted()
                     if self._removed:
                         break
+                    if not await self._has_room():
+                        continue
                     self._start(nursery)
                 await self.wait_until(lambda: self.current is None or self.current.death is not None)
                 await self._after()
@@ -144,6 +147,17 @@ class Life(Standing):
                 self._happen(Happening.REST)
             self.settled.set()
             await self._changed.park()
+
+    async def _has_room(self) -> bool:
+        """Until there is room for it in real storage; False when it is not wanted any more."""
+        if self._successor is None and (why := self._cp.pager.why_held(self)):
+            if (self.state, Happening.PAUSE) in TABLE:
+                self._happen(Happening.PAUSE, why)
+            else:
+                self._cp.syslog.write(NOTICE, f"{self.name} is not started yet: {why}", fields={"of": self.name})
+            self.settled.set()
+            await self.wait_until(lambda: self.wish is not Wish.UP or not self._cp.pager.why_held(self))
+        return self.wish is Wish.UP and not self._removed
 
     def _start(self, nursery: trio.Nursery) -> None:
         incarnation, self._successor = self._successor, None
@@ -200,6 +214,10 @@ class Life(Standing):
                 self._cp.supervision.restart_users(self)
         elif dead.leaving is not None:
             self.restarts += 1  # it was asked to end, and is wanted again
+        elif death.cause is Cause.NO_ROOM and self.entry.restart != "never":
+            self.restarts += 1  # by no fault of its own, nor of its group
+            self._then(dead, "it is started again when there is room")
+            self._cp.supervision.restart_users(self)
         elif self._trial is not None and dead.ready_at is None:
             # The new definition does not work: back to the one before, which did.
             self.entry, self._trial, self.trial_failed = self._trial, None, death.text
@@ -278,6 +296,12 @@ class Life(Standing):
         self._happen(Happening.GIVE_UP, text)
         self._cp.certificates.then(self.name, self._number, f"it is given up: {text}")
         self._cp.supervision.broken(self, text)
+
+    @property
+    def processes(self) -> list[Incarnation]:
+        """Every process that it has now."""
+        found = (self.current, self._successor, *self._leaving)
+        return [each for each in found if each is not None and each.pid and each.death is None]
 
     def exited(self, exit: Exit) -> None:
         """The host reports the end of one of its processes."""
@@ -359,7 +383,13 @@ class Life(Standing):
         """What the machine says that passed along its edges; unchecked. PathError when it does not say anything."""
         if self.current is None or self.current.overloaded:
             raise Rejected("not-ready", f"{self.name} is {self.state.value}")
-        return await self.current.ask("meters")
+        asked, known = self._meters
+        if asked is self.current and self.current.pulse.asleep:
+            return known
+        current = self.current
+        known = await current.ask("meters")
+        self._meters = current, known
+        return known
 
     async def last(self) -> Any:
         """Its newest messages without an answer; unchecked. PathError when it does not say anything."""

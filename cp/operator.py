@@ -26,6 +26,7 @@ _VERBS: Final[dict[str, Verb]] = {
     "ps": looking.ps,
     "edges": looking.edges,
     "top": looking.top,
+    "storage": looking.storage,
     "why": looking.why,
     "explain": looking.explanation,
     "events": following.events,
@@ -48,7 +49,7 @@ _VERBS: Final[dict[str, Verb]] = {
 _CARRYING: Final = {"apply": steering.apply}
 
 ALL: Final = frozenset({*_VERBS, *_CARRYING})
-LOOK: Final = frozenset({"status", "ps", "edges", "top", "explain", "events"})
+LOOK: Final = frozenset({"status", "ps", "edges", "top", "storage", "explain", "events"})
 READ: Final = frozenset({"logs", "follow", "events"})
 
 

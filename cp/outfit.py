@@ -55,6 +55,7 @@ class Outfit:
             share=entry.share,
             cpu=entry.cpu,
             largest_share=max(each.share for each in self._topology.machines),
+            segments=entry.most_segments,
         )
 
     def _own(self, entry: MachineEntry) -> dict[str, bytes]:
@@ -81,6 +82,7 @@ class Outfit:
             "disks": self.disks.table(entry),
             "threads": entry.threads,
             "secrets": self._own(entry),
+            "log": entry.log.policy,
         }
         if entry.kind == "exec":
             arguments |= {

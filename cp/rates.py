@@ -32,7 +32,8 @@ def rates(before: Sample, after: Sample) -> dict[str, Any]:
     """What happened between two samples of one system, per second, beside what is so now.
 
     The result has ``time``, ``seconds``, ``system``, ``state``, ``machines`` (each with ``cpu``: processors in use,
-    ``messages``, ``records``, ``outstanding``) and ``edges`` (each with ``forth``, ``back`` and their bytes).
+    ``messages``, ``records``, ``outstanding``, ``page_reads``, ``page_writes``) and ``edges`` (each with ``forth``,
+    ``back`` and their bytes).
     """
     seconds = max(float(after["time"]) - float(before["time"]), 1e-6)
     edges = _edges(before, after, seconds)
@@ -65,12 +66,23 @@ def _machine(old: Mapping[str, Any], now: Mapping[str, Any], edges: list[dict[st
         "uptime": now["uptime"],
         "cpu": cpu,
         "storage": now["storage"],
+        "page_reads": _paged(old, now, "reads", seconds),
+        "page_writes": _paged(old, now, "writes", seconds),
         "messages": _sum(edge[way] for edge in (*mine, *(others if base == name else ())) for way in ("forth", "back")),
         "outstanding": sum(edge["outstanding"] or 0 for edge in mine),
         "waiting": sum(edge["outstanding"] or 0 for edge in others) if base == name else None,
         "records": None if records is None else round(records / seconds, 2),
         "cause": now["cause"],
     }
+
+
+def _paged(old: Mapping[str, Any], now: Mapping[str, Any], name: str, seconds: float) -> float | None:
+    """Pages per second; None where nobody knows."""
+    count = now["storage"].get(name)
+    if count is None:
+        return None
+    before = (old.get("storage") or {}).get(name) if old.get("pid") == now["pid"] else 0
+    return None if before is None else round(max(0, count - before) / seconds, 2)
 
 
 def _sum(values: Any) -> float | None:

@@ -1,10 +1,12 @@
 """Records as the control program has them, and how many of them fit an answer."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice
 from typing import Any
 
 Record = dict[str, Any]
+# Whose records: those of one machine, of several, or None for those of all.
+Machines = str | Collection[str] | None
 
 # What a record costs beside its text: the dictionary, its numbers and its short strings.
 OVERHEAD = 600
@@ -14,6 +16,11 @@ def weight(record: Record) -> int:
     """About how many bytes a record keeps."""
     fields = record["fields"]
     return OVERHEAD + len(record["message"]) + (sum(len(str(value)) for value in fields.values()) if fields else 0)
+
+
+def names_of(machines: Collection[str]) -> Collection[str]:
+    """The names of one machine or of several."""
+    return [machines] if isinstance(machines, str) else machines
 
 
 def newest(records: Sequence[Record], most: int, room: int) -> list[Record]:

@@ -20,12 +20,15 @@ async def until_idle(
     rest: Callable[["Incarnation", str], None],
 ) -> None:
     """Call ``rest`` when no message has passed for ``idle_of`` seconds (None: ever), and none waits for an answer."""
-    before, since = None, trio.current_time()
+    before: tuple[int, ...] | None = None
+    since = trio.current_time()
     # One that was adopted cannot be reached at first, and is not ready then.
     while incarnation.death is None and incarnation.leaving is None and (idle := idle_of(incarnation)) is not None:
         await trio.sleep(idle / LOOKS)
         try:
-            passed = _passed(await incarnation.ask("meters"))
+            # One that is paged out has done nothing since, and would be read back by the question.
+            asleep = before is not None and incarnation.pulse.asleep
+            passed = before if asleep else _passed(await incarnation.ask("meters"))
         except PathError:
             continue
         if passed is None or passed != before:

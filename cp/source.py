@@ -3,6 +3,7 @@
 import attrs
 
 from retinue.cp import intake
+from retinue.cp.log_policy import Allowance
 
 
 @attrs.define(eq=False)
@@ -19,6 +20,14 @@ class Source:
     """Packets that are received at once."""
     place: int = 0  # bytes of the line << 1 | in which of its two places
     saved: str = ""  # the line that is there
+    over: int = 0
+    """How many records more, or fewer, are lost by its rate than the journal says; part of the next commit."""
+    allowance: Allowance | None = None
+    """What it may still write, if there is a rate."""
+    held: bool = False
+    """It is not read, because it has to wait: whoever writes into it waits, too."""
+    free: bool = False
+    """It has to wait no more: its process has ended, or is about to."""
     _trusted: bool = True
 
     def trust(self, few: bool) -> None:

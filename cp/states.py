@@ -14,7 +14,7 @@ class State(StrEnum):
     STOPPING = "STOPPING"  # asked to end
     STOPPED = "STOPPED"  # ended in order, and stays so
     ABEND = "ABEND"  # ended out of order
-    WAITING = "WAITING"  # will be started again after a pause
+    WAITING = "WAITING"  # will be started after a pause, or when there is room in real storage
     BROKEN = "BROKEN"  # ended out of order, and stays so
 
 
@@ -28,7 +28,7 @@ class Happening(StrEnum):
     STOP = "stop"  # the operator, or the end of the system
     FINISH = "finish"  # its process ended as it should
     DIE = "die"  # its process ended otherwise
-    PAUSE = "pause"
+    PAUSE = "pause"  # before it is started, or until there is room in real storage
     GIVE_UP = "give up"
 
 
@@ -36,9 +36,11 @@ S, H = State, Happening
 
 TABLE: Final[dict[tuple[State, Happening], State]] = {
     (S.DEFINED, H.START): S.STARTING,
+    (S.DEFINED, H.PAUSE): S.WAITING,
     (S.DEFINED, H.STOP): S.STOPPED,
     (S.DEFINED, H.REST): S.DORMANT,
     (S.DORMANT, H.START): S.STARTING,
+    (S.DORMANT, H.PAUSE): S.WAITING,
     (S.DORMANT, H.STOP): S.STOPPED,
     (S.STARTING, H.READY): S.READY,
     (S.STARTING, H.STOP): S.STOPPING,
@@ -60,6 +62,7 @@ TABLE: Final[dict[tuple[State, Happening], State]] = {
     (S.ABEND, H.PAUSE): S.WAITING,
     (S.ABEND, H.GIVE_UP): S.BROKEN,
     (S.WAITING, H.START): S.STARTING,
+    (S.WAITING, H.PAUSE): S.WAITING,
     (S.WAITING, H.STOP): S.STOPPED,
     (S.WAITING, H.GIVE_UP): S.BROKEN,
     (S.BROKEN, H.START): S.STARTING,

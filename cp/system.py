@@ -33,18 +33,23 @@ from retinue.cp.incarnation import Incarnation
 from retinue.cp.inheritance import inherit
 from retinue.cp.journal import Journal
 from retinue.cp.life import GRACE, Life
+from retinue.cp.log_policy import LogPolicies
 from retinue.cp.offences import Offences
 from retinue.cp.operator import LOOK, READ
 from retinue.cp.outfit import Outfit
+from retinue.cp.pager.pager import KEY as PAGER
+from retinue.cp.pager.pager import Pager
 from retinue.cp.postmortem import last_messages
 from retinue.cp.reception import Reception
 from retinue.cp.secrets import Secrets
+from retinue.cp.segments import Segments, place
 from retinue.cp.selftest import Report, profiles, self_test
 from retinue.cp.states import State
 from retinue.cp.supervision import Supervision
 from retinue.cp.switchboard import Switchboard
 from retinue.cp.syslog import CRITICAL, ERROR, INFO, NOTICE, WARNING, Syslog
 from retinue.cp.users import given_users
+from retinue.cp.volume import open_volume
 from retinue.cp.watch import Watch
 from retinue.pipes import Path
 
@@ -82,7 +87,7 @@ class ControlProgram:
         self.state = "STARTING"
         self.was_ready = False
         self.stopping = False
-        self.syslog = Syslog(secrets, journal)
+        self.syslog = Syslog(secrets, journal, LogPolicies(topology), state_folder / "spill")
         self.offences = Offences(self.syslog, nursery)
         self.certificates = Certificates(state_folder, self.syslog, self.name, secrets)
         self.lives = {name: Life(entry, self) for name, entry in topology.entries.items()}
@@ -93,9 +98,13 @@ class ControlProgram:
             dict(self.lives), {"*CP": self.reception.star(LOOK), "*LOG": self.reception.star(READ)}, nursery, host
         )
         self.outfit = Outfit(topology.expanded(), state_folder, secrets)
-        self.watch = Watch(self.lives, self.outfit, host, self.syslog)
+        folder = place(topology.system, state_folder)
+        self.segments = Segments(folder, host, lambda name: self.outfit.users.get(name, -1))
+        self.watch = Watch(self.lives, self.outfit, host, self.syslog, self.segments)
+        self.pager = Pager(self, self.segments)
         self.self_test: Report | None = None
         self._since = time.time()
+        self._state_folder = state_folder
         self._over = trio.Event()
         self._machines: trio.Nursery | None = None
         self._ending: list[Any] | None = None  # how, text and exit code of the end that has begun
@@ -119,8 +128,10 @@ class ControlProgram:
             self._keep_declaration()
         else:
             self._take_over(restored)
+        await open_volume(self.topology.system, self.host, self._state_folder, self.syslog)
         self.nursery.start_soon(self._read_exits)
         self.nursery.start_soon(self.watch.run)
+        self.nursery.start_soon(self.pager.run)
         self.nursery.start_soon(self.switchboard.watch)
         if console is not None:
             self.nursery.start_soon(self.reception.serve_console, console)
@@ -146,6 +157,7 @@ class ControlProgram:
                     how, text, exit_code = self._ending
                     self.nursery.start_soon(self._take_down, how, text, exit_code)
             await self._over.wait()
+            self.syslog.finish()
             with trio.move_on_after(FAREWELL):
                 await self.certificates.settle()
                 await self.syslog.broadcast.finish()
@@ -192,6 +204,7 @@ class ControlProgram:
         self.self_test = None if note["self_test"] is None else Report.from_dict(note["self_test"])
         self.outfit.users, self.grace = note["users"], note["grace"]
         self.supervision.restore(note["budgets"])
+        self.pager.restore(restored.kept[PAGER].note if PAGER in restored.kept else {})
         if note["console"]:
             self.nursery.start_soon(self.reception.expect_console)
         exits: dict[tuple[str, int], Exit] = {}
@@ -200,6 +213,7 @@ class ControlProgram:
                 exit = self.host.exits.receive_nowait()
                 exits[exit.machine, exit.generation] = exit
         adopted = inherit(self, restored, exits)
+        self.segments.adopt(restored.kept, [life.current for life in self.lives.values() if life.current is not None])
 
         def ended(machine: str, generation: int) -> str | None:
             life = self.lives.get(machine)
@@ -303,6 +317,7 @@ class ControlProgram:
         """A machine that has ended is no part of the system any more."""
         del self.lives[life.name]
         self.switchboard.remove_target(life.name)
+        self.pager.admission.forget(life.name)
         life.forget()
 
     def declare(self, topology: directory.Directory) -> None:
@@ -313,7 +328,9 @@ class ControlProgram:
         except OSError:
             self.topology = before
             raise
+        self.syslog.declare(topology)
         self.supervision.redeclare()
+        self.pager.redeclare()
         self.keep()  # with the users of machines that are new
         self._keep_declaration()
 

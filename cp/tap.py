@@ -240,6 +240,8 @@ class Tap:
                 item |= self._clean("body", body)
                 if taken := wire.descriptors_of(frame):
                     item["descriptors"] = taken
+                if (trace := wire.trace_of(frame)) is not None:
+                    item["trace"] = trace.hex()
             case [Kind.REJECT, ident, code, text, detail] if "omitted" not in more:
                 item |= {"id": ident, "code": self._redaction.text(code), "text": self._redaction.text(text)}
                 item |= self._clean("detail", detail)

@@ -17,6 +17,7 @@ from retinue.cp.directory import MachineEntry
 from retinue.cp.host import measure
 from retinue.cp.host.interface import Host, Limit, LimitFailed
 from retinue.cp.outfit import Outfit
+from retinue.cp.segments import Segments
 from retinue.cp.syslog import NOTICE, WARNING, Syslog
 
 if TYPE_CHECKING:
@@ -92,8 +93,10 @@ class Watch:
         outfit: Outfit,
         host: Host,
         syslog: Syslog,
+        segments: Segments,
     ) -> None:
         self._lives = lives
+        self._segments = segments
         self._outfit = outfit
         self._host = host
         self._syslog = syslog
@@ -240,7 +243,12 @@ class Watch:
     def _over_storage(self, life: "Life", look: _Look, pids: list[int], how: str) -> str | None:
         if how == "kept":
             return None
-        used = measure.storage(pids) if how == "measured" else self._host.usage(life.name, look.generation)
+        if how == "measured":
+            used = measure.storage(pids, self._segments.files(life.name))
+        else:
+            used = self._host.usage(life.name, look.generation)
+            if used > life.entry.storage:  # of its segments the kernel takes back what it needs
+                used -= self._segments.resident().get(life.name, 0)
         look.peak = max(look.peak, used)
         if used <= life.entry.storage:
             return None

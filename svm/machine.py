@@ -1,6 +1,7 @@
 """The machine as its program sees it."""
 
 import contextlib
+import gc
 import logging
 import pathlib
 import socket
@@ -19,6 +20,7 @@ from retinue.pipes import (
     Rejected,
     SocketTransport,
     Transport,
+    tracing,
     wire,
 )
 from retinue.svm.drain import SETTLE, Drain
@@ -26,6 +28,8 @@ from retinue.svm.edge import Edge
 from retinue.svm.errors import ConnectRefused, EdgeNotDeclared, NoSuchDisk, NoSuchSecret
 from retinue.svm.fan import Fan
 from retinue.svm.last import last_messages
+from retinue.svm.paging import give_back
+from retinue.svm.segment import Segment, map_segment, size_in_bytes
 
 C = TypeVar("C")
 
@@ -64,12 +68,14 @@ class Machine(Generic[C]):
         self._serves: dict[str, Edge] = {}
         self._disks = disks
         self._secrets = dict(secrets or {})
+        self._segments: dict[str, Segment] = {}
         self._control = control
         self._nursery = nursery
         self._stopping = trio.Event()
         self._drain = Drain(nursery)
         self._reloading = trio.Lock()
         self._on_reload: Callable[[C], Awaitable[None]] | None = None
+        self._on_shrink: Callable[[int], None] | None = None
         self._ready = False
         self._sockets: weakref.WeakKeyDictionary[Path, socket.socket] = weakref.WeakKeyDictionary()
         self._abandoned: str | None = None
@@ -115,6 +121,15 @@ class Machine(Generic[C]):
         """
         self._on_reload = handler
 
+    def on_shrink(self, handler: Callable[[int], None]) -> None:
+        """Give storage back when all machines together need more real storage than there is.
+
+        ``handler(wanted)`` drops what can be had again, such as caches: ``wanted`` bytes would be enough. It is called
+        in the machine's loop and must not take long. Nobody need have one: a machine that gives nothing back is asked
+        all the same, and one of low ``priority`` may be ended then.
+        """
+        self._on_shrink = handler
+
     def disk(self, name: str) -> pathlib.Path:
         """The folder of one of the machine's disks or links. :exc:`NoSuchDisk` for any other name."""
         try:
@@ -136,11 +151,30 @@ class Machine(Generic[C]):
         except KeyError:
             raise NoSuchSecret(self.name, name, tuple(self._secrets)) from None
 
+    async def segment(self, name: str, size: int | str, *, keep: bool = False) -> Segment:
+        """Writable memory of ``size`` bytes (or ``"512M"``) that lies in a file and need not be resident.
+
+        The same one for the same name. With ``keep`` what is in it is there again when the machine is started again.
+        AccessDenied over the machine's ``segments``; Rejected with the reason, such as ``disk-full`` or ``wrong-size``.
+        """
+        bytes_ = size_in_bytes(size)
+        found = self._segments.get(name)
+        if found is None or found.closed or (len(found), found.keep) != (bytes_, keep):
+            reply = await self._control.call_reply(["segment", {"name": name, "size": bytes_, "keep": keep}])
+            (descriptor,) = reply.descriptors
+            found = self._segments.get(name)
+            if found is not None and not found.closed:  # asked for twice at once
+                socket.close(descriptor)
+                return found
+            found = self._segments[name] = map_segment(descriptor, name, bytes_, keep=keep)
+        return found
+
     async def ready(self) -> None:
         """Tell the control program that this machine can be used; machines that use it start then. Once is enough."""
         if not self._ready:
             self._ready = True
-            await self._control.call(["ready", {}])
+            with tracing(None):
+                await self._control.call(["ready", {}])
 
     async def connect(self, edge: str, *, wait: bool = True) -> Path:
         """A new path along an edge, accepted by the machine at its other end.
@@ -169,7 +203,8 @@ class Machine(Generic[C]):
         used = self._edge(edge)
         which = {} if instance is None else {"instance": instance}
         try:
-            reply = await self._control.call_reply(["connect", {"edge": edge, "wait": wait, **which}])
+            with tracing(None):
+                reply = await self._control.call_reply(["connect", {"edge": edge, "wait": wait, **which}])
         except Rejected as exc:
             if exc.code == "denied":
                 raise
@@ -187,7 +222,8 @@ class Machine(Generic[C]):
             return await self._rebind(path, ident)
 
         def dropped(_: Path) -> None:
-            edge.drop(self._nursery)
+            with tracing(None):  # its task goes on to tell of others
+                edge.drop(self._nursery)
 
         sock = socket.socket(fileno=descriptor)
         path = Path(
@@ -200,7 +236,8 @@ class Machine(Generic[C]):
             on_drop=dropped,
         )
         self._sockets[path] = sock
-        await self._nursery.start(edge.run, path, self._nursery)
+        with tracing(None):  # the path is there for others, too
+            await self._nursery.start(edge.run, path, self._nursery)
         return path
 
     async def _rebind(self, path: Path, ident: int) -> Transport:
@@ -341,11 +378,28 @@ class Machine(Generic[C]):
             for kind, edges in (("uses", self._uses), ("serves", self._serves))
         }
 
+    def shrink(self, wanted: int) -> bool:
+        """Real storage does not suffice. Returns whether the program does anything about it."""
+        if self._on_shrink is None:
+            return False
+        try:
+            self._on_shrink(wanted)
+        except Exception:
+            _log.exception("the program could not give storage back")
+        gc.collect()  # caches are often circles
+        give_back()
+        return True
+
     def resize(self, name: str, instances: int) -> None:
         """There are so many machines behind an edge from now on. Rejected ``no-such-edge``."""
         if name not in self._uses:
             raise Rejected("no-such-edge", f"{self.name} has no edge {name!r}")
         self._uses[name].resize(instances)
+
+    def unmap(self, name: str, offset: int, length: int) -> None:
+        """A part of a segment is to go out of real storage. No error when there is no such segment."""
+        if (segment := self._segments.get(name)) is not None:
+            segment.unmap(offset, length)
 
     @property
     def reloadable(self) -> bool:

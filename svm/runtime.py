@@ -3,8 +3,10 @@
 The control path is this machine's path to ``*CP``. The control program calls ``load`` (import the program, check its
 config), ``start`` (run ``main``), ``offer`` (another machine opens a path, the descriptor comes along), ``meters``
 (what passed along the edges), ``last`` (what nobody has answered), ``edge`` (how many machines are behind one),
-``reload`` (another config), ``watch`` (a heartbeat, or none), ``self-test`` (of a scratch machine), ``stop``, and
-``drain`` (stop, and leave the served paths to a successor); the machine calls ``ready``, ``connect`` and ``rebind``.
+``reload`` (another config), ``watch`` (a heartbeat, or none), ``shrink`` (give storage back), ``page-out`` (of its own
+pages), ``evict`` (unmap parts of segments), ``log`` (what it does when its log is full), ``self-test`` (of a scratch
+machine), ``stop``, and ``drain`` (stop, and leave the served paths to a successor); the machine calls ``ready``,
+``connect``, ``rebind`` and ``segment``.
 
 The control path outlives the control program: when its descriptor has ended, another one comes by the descriptor of the
 log. What this machine has asked is then asked again; what it was asked by the one before is answered to nobody.
@@ -16,10 +18,11 @@ from typing import Any, Final
 
 import trio
 
-from retinue.pipes import Message, Path, PathError, PathSevered, Rejected, SocketTransport, Transport, wire
+from retinue.pipes import Message, Path, PathError, PathSevered, Rejected, SocketTransport, Transport, tracing, wire
 from retinue.pipes.message import close_all
 from retinue.pipes.parcel import CONTROL, receive_descriptor
-from retinue.svm import config, program, selftest
+from retinue.svm import config, paging, program, selftest
+from retinue.svm import log as records
 from retinue.svm.edge import Edge
 from retinue.svm.errors import ConfigError, ProgramError, mistakes_to_wire
 from retinue.svm.heartbeat import Heart, Heartbeat
@@ -58,7 +61,11 @@ class Runtime:
             "edge": self._edge,
             "reload": self._reload,
             "watch": self._watch,
+            "shrink": self._shrink,
+            "page-out": self._page_out,
             "drain": self._drain,
+            "evict": self._evict,
+            "log": self._log_policy,
             "self-test": self._self_test,
             "stop": self._stop,
         }
@@ -74,9 +81,11 @@ class Runtime:
         verb, arguments = message.body
         if verb != "offer":
             close_all(message.descriptors)
-        return await self._verbs[verb](arguments, message)
+        with tracing(None):  # the program is begun here, and nobody's request is the reason for all that it does
+            return await self._verbs[verb](arguments, message)
 
     async def _load(self, arguments: dict[str, Any], _: Message) -> None:
+        records.set_policy(arguments.get("log", ""))
         try:
             self._program = program.load(arguments["kind"], arguments["program"], arguments)
             settings = config.structure(arguments["config"], self._program.config_class, arguments["program"])
@@ -162,6 +171,15 @@ class Runtime:
         except (OSError, RuntimeError) as exc:
             raise Rejected("exhausted", f"there is no room for a heartbeat: {exc}") from exc
 
+    async def _page_out(self, arguments: dict[str, Any], _: Message) -> int:
+        try:
+            return paging.page_out(arguments["ranges"])
+        except ValueError as exc:
+            raise Rejected("bad-ranges", str(exc)) from None
+
+    async def _shrink(self, arguments: dict[str, Any], _: Message) -> Any:
+        return {"heeded": self._machine is not None and self._running and self._machine.shrink(arguments["bytes"])}
+
     async def _drain(self, _: dict[str, Any], message: Message) -> None:
         if self._machine is None or not self._running:
             self._nursery.cancel_scope.cancel()
@@ -169,6 +187,14 @@ class Runtime:
         await self._machine.drain()
         if not self._machine.heeds_stopping:
             self._main_scope.cancel()
+
+    async def _log_policy(self, arguments: dict[str, Any], _: Message) -> None:
+        records.set_policy(arguments["policy"])
+
+    async def _evict(self, arguments: dict[str, Any], _: Message) -> None:
+        machine = self._loaded()
+        for name, offset, length in arguments["segments"]:
+            machine.unmap(name, offset, length)
 
     async def _self_test(self, arguments: dict[str, Any], _: Message) -> Any:
         profile = arguments["profile"]

@@ -30,7 +30,7 @@ def _find_benchmarks() -> None:
 
 _find_benchmarks()
 
-from benchmarks import http, peers, pipes, pipes_pair, processes, rebind, report, web, wrk  # noqa: E402  (found just now)
+from benchmarks import http, peers, pipes, pipes_pair, processes, rebind, report, syslog, web, wrk  # noqa: E402  (found just now)
 
 GOOD = "Running 1s test @ http://127.0.0.1:1/\nWRK-SUMMARY [2000,1000500,1,2,3,4,5,13910,25240,75660]\n"
 
@@ -411,3 +411,11 @@ def test_starts_and_applies_are_measured(tmp_path: pathlib.Path) -> None:
         "3 machines, config of one: touched": True,
         "3 machines, share of one: touched": True,
     }
+
+
+def test_flood_of_records(tmp_path: pathlib.Path) -> None:
+    """Every record of it is stored, and what it has cost is told."""
+    found = syslog.flood(tmp_path / "flood", 2, 300, "extra", "block")
+    assert found["rate"] > 0
+    assert (found["lost"], found["uncounted"]) == (0.0, 0.0)
+    assert min(found["sender"], found["CP"], found["SYSLOG"]) >= 0

@@ -12,6 +12,7 @@ from retinue.cp.directory.model import Edge as Edge
 from retinue.cp.directory.model import Group as Group
 from retinue.cp.directory.model import LinkedDisk as LinkedDisk
 from retinue.cp.directory.model import MachineEntry as MachineEntry
+from retinue.cp.directory.model import PagingVolume as PagingVolume
 from retinue.cp.directory.model import Pause as Pause
 from retinue.cp.directory.model import Secret as Secret
 from retinue.cp.directory.model import SocketEntry as SocketEntry

@@ -6,7 +6,18 @@ from typing import Any, Final
 
 from attrs import asdict, frozen
 
-from retinue.cp.directory.model import Budget, Directory, Disk, Edge, LinkedDisk, MachineEntry, Pause, Secret
+from retinue.cp.directory.model import (
+    Budget,
+    Directory,
+    Disk,
+    Edge,
+    LinkedDisk,
+    LogPolicy,
+    MachineEntry,
+    PagingVolume,
+    Pause,
+    Secret,
+)
 from retinue.cp.directory.quantities import as_duration, as_size
 from retinue.cp.directory.table import dotted
 
@@ -59,7 +70,10 @@ def system_keys(directory: Directory) -> dict[str, Said]:
         "preload": _json(list(system.preload)),
         "secret": _json(list(system.secret)),
         "seal": _word(system.seal),
+        "log": _log(system.log),
         "storage": _size(system.storage),
+        "idle_page_out": _idle_page_out(system.idle_page_out),
+        "paging": _paging(system.paging),
     }
 
 
@@ -86,6 +100,8 @@ def machine_keys(machine: MachineEntry, hide: Callable[[Any], Any]) -> dict[str,
         "threads": _word(machine.threads),
         "network": _json(machine.network),
         "storage": _size(machine.storage),
+        "segments": _size(machine.segments),
+        "log": _log(machine.log),
         "share": _word(machine.share),
         "cpu": _word(f"{machine.cpu * 100:g}%" if machine.cpu else None),
         "restart": _word(machine.restart),
@@ -97,6 +113,9 @@ def machine_keys(machine: MachineEntry, hide: Callable[[Any], Any]) -> dict[str,
         "watchdog": _duration(machine.watchdog) if machine.watchdog else _word("off"),
         "grace": _duration(machine.grace),
         "replace": _word(machine.replace),
+        "reserve": _size(machine.reserve or None),
+        "priority": _word(machine.priority),
+        "idle_page_out": _idle_page_out(machine.idle_page_out),
         "uses": _table("", **{edge.name: _edge(edge) for edge in machine.uses}),
         "sockets": _table("", **{socket.name: _word(socket.side) for socket in machine.sockets}),
         "disks": _table("", **{disk.name: _disk(disk) for disk in machine.disks}),
@@ -132,6 +151,16 @@ def _duration(seconds: float) -> Said:
     return Said(str(seconds), as_duration(seconds))
 
 
+def _paging(paging: PagingVolume | None) -> Said:
+    if paging is None:
+        return _word(None)
+    return _table("", volume=_word(paging.volume), size=_size(paging.size))
+
+
+def _idle_page_out(seconds: float | None) -> Said:
+    return _word(None) if seconds is None else _duration(seconds) if seconds else _word("off")
+
+
 def _budget(budget: Budget | None) -> Said:
     if budget is None:
         return _word(None)
@@ -145,6 +174,17 @@ def _pause(pause: Pause) -> Said:
         for name, value in asdict(pause).items()
     }
     return _table("", **parts)
+
+
+def _log(log: LogPolicy) -> Said:
+    rate = None if log.rate is None else f"{log.rate.most}/{as_duration(log.rate.within).lstrip('1')}"
+    return _table(
+        log.policy,
+        policy=_word(log.policy),
+        buffer=_size(log.buffer),
+        spill=_size(log.spill),
+        rate=_word(rate or "off"),
+    )
 
 
 def _edge(edge: Edge) -> Said:

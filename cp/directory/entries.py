@@ -11,6 +11,7 @@ from retinue.cp.directory.commands import read_command, read_sockets
 from retinue.cp.directory.disks import read_disks, read_links
 from retinue.cp.directory.edges import read_edges
 from retinue.cp.directory.lives import LIFE_KEYS, read_life
+from retinue.cp.directory.logs import default_log, read_log
 from retinue.cp.directory.model import (
     CPU_MAXIMUM,
     SHARE_DEFAULT,
@@ -21,6 +22,7 @@ from retinue.cp.directory.model import (
     THREADS_DEFAULT,
     THREADS_MAXIMUM,
     Kind,
+    LogPolicy,
     MachineEntry,
     SealLevel,
     System,
@@ -28,15 +30,18 @@ from retinue.cp.directory.model import (
 from retinue.cp.directory.names import check_name, is_module, read_word
 from retinue.cp.directory.positions import KeyPath
 from retinue.cp.directory.quantities import as_size, read_number, read_percent, read_size
+from retinue.cp.directory.residence import RESIDENCE_KEYS, read_idle_page_out, read_residence
 from retinue.cp.directory.secrets import read_secrets
 from retinue.cp.directory.table import Table, described, listed, quoted, shown
+from retinue.cp.directory.volume import read_paging
 
 #: The keys that the tables may have, in the order in which the reference page explains them.
-SYSTEM_KEYS: Final = ("name", "syslog", "preload", "secret", "seal", "storage")
+SYSTEM_KEYS: Final = ("name", "syslog", "preload", "secret", "seal", "storage", "idle_page_out", "paging", "log")
 MACHINE_KEYS: Final = (
-    *("program", "asgi", "wsgi", "threads", "exec", "network", "storage", "share", "cpu"),
+    *("program", "asgi", "wsgi", "threads", "exec", "network", "storage", "segments", "share", "cpu"),
     *LIFE_KEYS,
-    *("uses", "sockets", "disks", "links", "secrets", "config"),
+    *RESIDENCE_KEYS,
+    *("log", "uses", "sockets", "disks", "links", "secrets", "config"),
 )
 
 _KINDS: Final = get_args(Kind)
@@ -67,7 +72,9 @@ def read_system(root: Table) -> System:
     syslog = table.value("syslog", str, 'the name of a machine such as "SYSLOG"')
     seal = cast(SealLevel, read_word(table, "seal", get_args(SealLevel)) or "strong")
     storage = _storage(table) if "storage" in table.values else None
-    return System(name or "", syslog, tuple(preload), _secret(table), seal, storage)
+    log = read_log(table, LogPolicy())
+    idle, paging = read_idle_page_out(table), read_paging(table)
+    return System(name or "", syslog, tuple(preload), _secret(table), seal, storage, idle, log, paging)
 
 
 def _secret(table: Table) -> tuple[str, ...]:
@@ -81,8 +88,10 @@ def _secret(table: Table) -> tuple[str, ...]:
     return tuple(keys)
 
 
-def read_machines(root: Table) -> list[MachineEntry]:
+def read_machines(root: Table, system: System) -> list[MachineEntry]:
     """The tables ``[machines.NAME]`` of the document ``root``, in the order of the file.
+
+    What ``system`` says is for all of them that do not say it themselves.
 
     A machine that is wrong in any way is among them: others may have edges to it. Its program is empty if that is
     what is wrong.
@@ -99,11 +108,11 @@ def read_machines(root: Table) -> list[MachineEntry]:
     for name in table.values:
         check_name(table, name, name, "a machine")
         machine = table.table(name, MACHINE_KEYS, 'a table, as in [machines.SHOP] asgi = "shop:app"')
-        machines.append(_machine(name, machine) if machine else MachineEntry(name, "program", ""))
+        machines.append(_machine(name, machine, system) if machine else MachineEntry(name, "program", ""))
     return machines
 
 
-def _machine(name: str, table: Table) -> MachineEntry:
+def _machine(name: str, table: Table, system: System) -> MachineEntry:
     kind, program, command = _program(table)
     machine = MachineEntry(
         name=name,
@@ -121,9 +130,11 @@ def _machine(name: str, table: Table) -> MachineEntry:
         share=read_number(table, "share", 1, SHARE_MAXIMUM) or SHARE_DEFAULT,
         cpu=(read_percent(table, "cpu", CPU_MAXIMUM) or 0) / 100,
         secrets=read_secrets(table),
+        segments=_segments(table),
+        log=read_log(table, default_log(system, name)),
     )
     _check_kind(table, machine)
-    return read_life(table, machine)
+    return read_residence(table, read_life(table, machine))
 
 
 def _program(table: Table) -> tuple[Kind, str, tuple[str, ...]]:
@@ -183,6 +194,8 @@ def _check_kind(table: Table, machine: MachineEntry) -> None:
     if "sockets" in table.values and not table.given("exec"):
         table.wrong("sockets", "sockets are for native programs, which exec names", "remove them")
     if machine.kind == "exec":
+        if "segments" in table.values:
+            table.wrong("segments", "a native program cannot ask for segments", "remove it")
         if machine.config:
             table.wrong("config", "config is for Python programs: a native one never gets it", "use words of exec")
         if machine.network:
@@ -203,6 +216,14 @@ def _storage(table: Table) -> int | None:
         most = as_size(STORAGE_MAXIMUM)
         table.wrong("storage", f'storage is "{value}", and a process cannot address more than {most}')
     return storage
+
+
+def _segments(table: Table) -> int | None:
+    segments = read_size(table, "segments")
+    if segments is not None and segments > STORAGE_MAXIMUM:
+        most, value = as_size(STORAGE_MAXIMUM), table.values["segments"]
+        table.wrong("segments", f'segments is "{value}", and a process cannot address more than {most}')
+    return segments
 
 
 def _config(table: Table) -> dict[str, Any]:

@@ -104,6 +104,8 @@ def as_json(directory: Directory) -> dict[str, Any]:
         "secret": list(directory.system.secret),
         "seal": directory.system.seal,
         "storage": directory.system.storage,
+        "idle_page_out": directory.system.idle_page_out or None,
+        "paging": None if directory.system.paging is None else asdict(directory.system.paging),
         "machines": [
             {
                 "name": machine.name,
@@ -113,6 +115,7 @@ def as_json(directory: Directory) -> dict[str, Any]:
                 "threads": machine.threads if machine.kind == "wsgi" else None,
                 "network": machine.network,
                 "storage": machine.storage,
+                "segments": machine.most_segments or None,
                 "share": machine.share,
                 "cpu": machine.cpu or None,
                 "restart": machine.restart,
@@ -126,6 +129,10 @@ def as_json(directory: Directory) -> dict[str, Any]:
                 "watchdog": machine.watchdog or None,
                 "grace": machine.grace,
                 "replace": machine.replace,
+                "reserve": machine.reserve,
+                "priority": machine.priority,
+                "idle_page_out": _idle_page_out(directory, machine),
+                "log": asdict(machine.log),
                 "sockets": {socket.name: socket.side for socket in machine.sockets},
                 "disks": [
                     {
@@ -169,6 +176,11 @@ def as_json(directory: Directory) -> dict[str, Any]:
         ],
         "start_order": [[machine.name for machine in wave] for wave in start_order(directory)],
     }
+
+
+def _idle_page_out(directory: Directory, machine: MachineEntry) -> float | None:
+    own = machine.idle_page_out
+    return (directory.system.idle_page_out if own is None else own) or None
 
 
 def _budget(budget: Budget | None) -> dict[str, float] | None:

@@ -7,12 +7,13 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any
 
-from retinue.cp.directory import disks, lives, rules, secrets
+from retinue.cp.directory import disks, lives, logs, rules, secrets
 from retinue.cp.directory.entries import read_machines, read_system
 from retinue.cp.directory.errors import DirectoryError, DirectoryErrors
 from retinue.cp.directory.groups import check_groups, read_groups
 from retinue.cp.directory.model import Directory
 from retinue.cp.directory.positions import DEPTH_LIMIT, scan
+from retinue.cp.directory.residence import check_residence
 from retinue.cp.directory.table import Mistakes, Table, did_you_mean
 
 #: Bytes. A topology is read whole, and one of this size would have some ten thousand machines.
@@ -47,18 +48,21 @@ def load(
     except RecursionError:
         raise _unreadable(file, f"its tables and arrays are nested more than {DEPTH_LIMIT} deep") from None
     for name, values in (settings or {}).items():
-        document["machines"][name].update(values)
+        for key, value in values.items():
+            _put(document["machines"][name], key.split("."), value)
     # The folder is the one the file is named in, even if the file there is a link to another place.
     whole = pathlib.Path(os.path.realpath(os.path.dirname(file) or "."), os.path.basename(file))
     mistakes = Mistakes(file, positions)
     root = Table(mistakes, (), document, ("system", "machines", "groups"))
     system = read_system(root)
-    machines = read_machines(root)
+    machines = read_machines(root, system)
     groups = read_groups(root)
     rules.check_targets(mistakes, machines)
     rules.check_syslog(mistakes, system, machines)
     rules.check_restarts(mistakes, machines)
     lives.check_lives(mistakes, system, machines)
+    logs.check_logs(mistakes, system, machines)
+    check_residence(mistakes, system, machines)
     check_groups(mistakes, groups, machines)
     rules.check_network(mistakes, machines)
     rules.check_commands(mistakes, machines)
@@ -70,6 +74,18 @@ def load(
     if mistakes.found:
         raise DirectoryErrors(mistakes.found)
     return Directory(whole, system, tuple(machines), positions, groups, text)
+
+
+def _put(table: dict[str, Any], keys: list[str], value: Any) -> None:
+    """Let a table say something else: ``log.policy`` is a key of the table ``log``."""
+    key, *rest = keys
+    if rest:
+        inner = table.get(key)
+        # Its keys stay in the document that was read.
+        table[key] = dict(inner) if isinstance(inner, dict) else {}
+        _put(table[key], rest, value)
+    else:
+        table[key] = value
 
 
 def _read(file: str) -> str:

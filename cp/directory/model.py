@@ -20,6 +20,7 @@ Side = Literal["listen", "connect"]
 Start = Literal["up", "on-demand"]
 Replace = Literal["overlap", "stop-first"]
 Strategy = Literal["one_for_one", "one_for_all", "rest_for_one"]
+LogWay = Literal["block", "drop", "spill"]
 
 #: The services that the control program itself answers for. A machine reaches them by an edge, like any other.
 STAR_SERVICES = ("*CP", "*LOG")
@@ -77,6 +78,16 @@ STORAGE_MAXIMUM = 128 * 1024**4
 #: A file system with less room than this cannot hold a folder and a few files.
 DISK_MINIMUM = 64 * 1024
 
+#: Who has less is ended first when all machines together need more real storage than there is.
+PRIORITY_DEFAULT = 100
+PRIORITY_MAXIMUM = 1000
+
+#: A file in the state folder.
+VOLUME_DEFAULT = "page.img"
+PAGING_MINIMUM = 1024**2
+#: 32 bits count the pages of a volume.
+PAGING_MAXIMUM = 8 * 1024**4
+
 #: Relative to others; what a machine has that says nothing.
 SHARE_DEFAULT = 100
 SHARE_MAXIMUM = 10_000
@@ -91,6 +102,20 @@ SECRET_MAXIMUM = 64 * 1024
 SECRET_MINIMUM = 8
 #: They travel in one message.
 SECRETS_LIMIT = 64
+
+#: Bytes of a machine's records that wait in memory to be stored.
+LOG_BUFFER_DEFAULT = 1024**2
+#: With less, a few long lines would be too many.
+LOG_BUFFER_MINIMUM = 64 * 1024
+#: Half of what the control program has for all machines together.
+LOG_BUFFER_MAXIMUM = 32 * 1024**2
+#: Bytes of them that wait on the disk.
+LOG_SPILL_DEFAULT = 64 * 1024**2
+#: Some files of what a buffer holds.
+LOG_SPILL_MINIMUM = 1024**2
+LOG_SPILL_MAXIMUM = 1024**4
+#: More than the control program can read in a second, a minute or an hour.
+LOG_RATE_MAXIMUM = 1_000_000_000
 
 
 @frozen
@@ -190,6 +215,28 @@ class Pause:
 
 
 @frozen
+class LogRate:
+    """So many records within so many seconds."""
+
+    most: int
+    within: float = 1.0
+
+
+@frozen
+class LogPolicy:
+    """What becomes of a machine's records while they cannot be stored as fast as it writes them.
+
+    ``buffer`` bounds those that wait in memory. More wait in the machine (``block``), are dropped (``drop``), or are
+    on the disk, up to ``spill`` (``spill``). All in bytes. ``rate`` is how many it may write at all, None for any.
+    """
+
+    policy: LogWay = "spill"
+    buffer: int = LOG_BUFFER_DEFAULT
+    spill: int = LOG_SPILL_DEFAULT
+    rate: LogRate | None = None
+
+
+@frozen
 class Group:
     """Machines that belong together when one of them fails.
 
@@ -215,7 +262,7 @@ class MachineEntry:
 
     ``program`` is a dotted module name, or ``module:attribute`` for the kinds ``asgi`` and ``wsgi``, or the first word
     of ``command`` for the kind ``exec``, whose other words are explained in :mod:`retinue.cp.directory.commands`.
-    ``storage`` is in bytes.
+    ``storage`` is in bytes, and so is ``segments``, what its segments may have together (None: as much as ``storage``).
     ``share`` is the machine's share of the processors relative to others, ``cpu`` how many of them it may use at most
     (0.3 is 30 percent of one; 0 means all). ``threads`` is how many requests a ``wsgi`` application handles at a time.
     ``config`` holds plain TOML values (str, int of 64 bits, float, bool, list, dict) and belongs to the program.
@@ -223,7 +270,12 @@ class MachineEntry:
     When an ``essential`` machine is broken, the system ends. One that does not ``start`` with the system starts when
     it is used, and stops when it had nothing to do for ``idle`` seconds. ``watchdog`` is how many seconds it may make
     no progress (0: as many as it likes), ``grace`` how many it has to finish what it has begun. ``restarts`` is the
-    budget of its own restarts, None for no bound. ``replace`` says whether its successor starts beside it.
+    budget of its own restarts, None for no bound. ``replace`` says whether its successor starts beside it. ``log`` is
+    what becomes of its records.
+
+    ``reserve`` are the bytes that it loses last when pages are taken from machines, and of those with a low
+    ``priority`` one is ended first when that is not enough. ``idle_page_out`` is how many seconds without running
+    until it is paged out (0: never; None: as the system says).
 
     One machine of several behind a name, as :meth:`Directory.expanded` makes them, has that name as ``base``.
     """
@@ -245,6 +297,8 @@ class MachineEntry:
     share: int = SHARE_DEFAULT
     cpu: float = 0.0
     secrets: tuple[Secret, ...] = ()
+    segments: int | None = None
+    log: LogPolicy = LogPolicy()
     essential: bool = False
     instances: int = 1
     start: Start = "up"
@@ -254,11 +308,21 @@ class MachineEntry:
     restarts: Budget | None = None
     replace: Replace = Factory(_replacement, takes_self=True)
     base: str = ""
+    reserve: int = 0
+    priority: int = PRIORITY_DEFAULT
+    idle_page_out: float | None = None
 
     @property
     def pause(self) -> float:
         """The longest pause before a restart, in seconds; 0 means none at all."""
         return self.backoff.longest
+
+    @property
+    def most_segments(self) -> int:
+        """Bytes that its segments may have together; a native program cannot ask for any."""
+        if self.kind == "exec":
+            return 0
+        return self.storage if self.segments is None else self.segments
 
     @property
     def declared(self) -> str:
@@ -277,13 +341,22 @@ class MachineEntry:
 
 
 @frozen
+class PagingVolume:
+    """A file of so many bytes, to which pages of machines go; relative to the state folder, or absolute."""
+
+    volume: str
+    size: int
+
+
+@frozen
 class System:
     """What the file says about the system as a whole.
 
     ``syslog`` is the name of the machine that keeps the records of ``*LOG``, if there is one. ``preload`` are modules
     that are imported once, before any machine starts, and shared by all machines. ``secret`` are the keys whose values
     a tap does not show. ``seal`` is the least that is accepted. ``storage`` is the real storage in bytes that all
-    machines together may keep, None for no bound.
+    machines together may keep, None for no bound. ``idle_page_out`` is that of machines that do not say it; None is
+    never. ``log`` is what becomes of records, for machines that do not say it. ``paging`` is the paging volume.
     """
 
     name: str
@@ -292,6 +365,9 @@ class System:
     secret: tuple[str, ...] = ()
     seal: SealLevel = "strong"
     storage: int | None = None
+    idle_page_out: float | None = None
+    log: LogPolicy = LogPolicy()
+    paging: PagingVolume | None = None
 
 
 @frozen

@@ -71,3 +71,13 @@ async def test_finish_waits_until_everybody_has_taken_what_there_was() -> None:
     assert got == list(range(5))
     with broadcast.follow() as late:
         assert [item async for item in late.items] == []
+
+
+async def test_follower_is_not_behind_by_what_it_does_not_want() -> None:
+    """A flood of others loses it nothing."""
+    source = Broadcast()
+    with source.follow(lambda item: item * 10 if item % 1_000 == 0 else None) as follower:
+        for number in range(BEHIND * 2):
+            source.publish(number)
+        assert follower.take_lost() == 0
+        assert await taken(follower) == [number * 10 for number in range(0, BEHIND * 2, 1_000)]

@@ -26,6 +26,7 @@ from retinue.cp.directory import (
     load,
     start_order,
 )
+from retinue.cp.directory.model import LogPolicy, LogRate
 from retinue.cp.directory.positions import scan
 
 GOOD = pathlib.Path(__file__).parents[1] / "topologies" / "good"
@@ -69,11 +70,19 @@ SET: Cases = {
     "watchdog": ({"watchdog": 0.0}, "watchdog: 1m -> off"),
     "grace": ({"grace": 3600.0}, "grace: 10s -> 1h"),
     "replace": ({"replace": "stop-first"}, "replace: overlap -> stop-first"),
+    "reserve": ({"reserve": 8 * 1024**2}, "reserve: none -> 8M"),
+    "priority": ({"priority": 10}, "priority: 100 -> 10"),
+    "idle_page_out": ({"idle_page_out": 0.0}, "idle_page_out: none -> off"),
+    "log": (
+        {"log": LogPolicy("drop", 64 * 1024, 2 * 1024**2, LogRate(30, 60.0))},
+        "log.policy: spill -> drop; log.buffer: 1M -> 64K; log.spill: 64M -> 2M; log.rate: off -> 30/m",
+    ),
 }
 REPLACE: Cases = {
     "program": ({"program": "store"}, "program: shop -> store"),
     "kind": ({"kind": "asgi", "program": "shop:app"}, "program: shop -> none; asgi: none -> shop:app"),
     "threads": ({"threads": 4}, "threads: 8 -> 4"),
+    "segments": ({"segments": 1024**3}, "segments: none -> 1G"),
     "uses": ({"uses": (Edge("data", "DATA"),)}, "uses.data: none -> DATA"),
     "sockets": ({"sockets": (SocketEntry("web", "listen"),)}, "sockets.web: none -> listen"),
     "disks": (

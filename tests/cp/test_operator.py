@@ -9,12 +9,11 @@ import pytest
 import trio
 import trio.testing
 
-from retinue.cp import directory
+from retinue.cp import directory, finding
 from retinue.cp.declaration import Declaration
 from retinue.cp.host.interface import Host
 from retinue.cp.operator import ALL, LOOK, READ, OperatorPath
 from retinue.cp.reception import RETURN_LIMIT, Reception
-from retinue.cp.requests import following
 from retinue.cp.requests.following import MOST_FOLLOWERS
 from retinue.cp.secrets import hand_over
 from retinue.cp.system import ControlProgram
@@ -92,6 +91,10 @@ async def bench(tmp_path: pathlib.Path) -> AsyncIterator[Bench]:
         (["logs", {"machine": "NOBODY"}], "unknown-machine"),
         (["follow", {"after": "1"}], "bad-arguments"),
         (["follow", {"machine": "x" * 5000}], "unknown-machine"),
+        (["follow", {"count": 5}], "bad-arguments"),
+        (["follow", {"severity": "bad"}], "bad-arguments"),
+        (["follow", {"machine": ["DESK", "NOBODY"]}], "unknown-machine"),
+        (["logs", {"sevrity": 4}], "bad-arguments"),
         (["down", {"force": 1}], "bad-arguments"),
         (["why", {}], "unknown-machine"),
         (["why", {"machine": "../DESK"}], "unknown-machine"),
@@ -143,7 +146,7 @@ async def test_logs_of_any_count(bench: Bench, count: int) -> None:
 
 async def test_logs_fit_one_message(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long the records are: the newest of them."""
-    monkeypatch.setattr(following, "ANSWER_ROOM", 100_000)
+    monkeypatch.setattr(finding, "ANSWER_ROOM", 100_000)
     for number in range(20):
         bench.cp.syslog.write(5, f"{number} " + "x" * 30_000)
     path = await bench.path()
@@ -164,6 +167,24 @@ async def test_follower_gets_what_it_missed_and_what_comes(bench: Bench) -> None
     assert got[1][1]["state"] == "STARTING"
     bench.nursery.start_soon(bench.cp.syslog.broadcast.finish)
     assert (await path.receive()).body == ["end", {}]
+
+
+async def test_follower_gets_what_its_query_wants(bench: Bench) -> None:
+    """Of what it missed, and of what comes; gaps of the machine as well, if it wants them."""
+    log = bench.cp.syslog
+    log.write(3, "missed", machine="DESK")
+    log.write(6, "not so bad", machine="DESK")
+    log.write(3, "of another", machine="CP")
+    path = await bench.path(READ)
+    query = {"machine": ["DESK"], "severity": 4, "text": "S", "fields": {}, "gaps": True}
+    assert await path.call(["follow", {**query, "after": 0}]) == {"seq": 3}
+    log.write(2, "is not missing", machine="DESK", fields={"a": 1})
+    log.write(2, "this", machine="DESK")
+    log.write(2, "of another again", machine="CP")
+    log.write(5, "some are missing", machine="DESK", fields={"lost": 2})
+    log.write(2, "last", machine="DESK")
+    got = [(await path.receive()).body[1]["message"] for _ in range(5)]
+    assert got == ["missed", "is not missing", "this", "some are missing", "last"]
 
 
 async def test_follower_that_goes_away_harms_nobody(bench: Bench) -> None:

@@ -111,6 +111,26 @@ async def test_messages_and_their_answers_are_decoded() -> None:
     ]
 
 
+async def test_traces_of_messages_are_shown() -> None:
+    """Beside what they carry, small or large; secrets in it are hidden as ever, and latencies told."""
+    line = Line()
+    trace = bytes(range(16))
+    line.packet("->", hello(wire.new_token()))
+    line.packet("<-", hello(wire.new_token()))
+    line.packet("->", [Kind.CALL, 1, {"password": "x"}, 0, 9, trace], [Kind.SEND, 2, None, 1, trace])
+    line.packet("<-", [Kind.CALL, -1, "a", 0, trace], [Kind.REPLY, 1, None], [Kind.ACK, 2, 2])
+    size = line.bulk("->", [Kind.CALL, 3, "y" * 70_000, 0, trace])
+    about = {"trace": trace.hex()}
+    assert await line.seen() == [
+        {"direction": "->", "kind": "call", "id": 1, "body": {"password": REDACTED}, "redacted": 1, **about},
+        {"direction": "->", "kind": "send", "id": 2, "body": None, "descriptors": 1, **about},
+        {"direction": "<-", "kind": "call", "id": -1, "body": "a", "priority": True, **about},
+        {"direction": "<-", "kind": "reply", "id": 1, "body": None, "timed": True},
+        {"direction": "<-", "kind": "ack", "id": 2, "last": 2, "timed": True},
+        {"direction": "->", "kind": "call", "id": 3, "body": "y" * 70_000, "bulk": size, **about},
+    ]
+
+
 async def test_a_peer_of_another_version_is_no_bug_of_ours() -> None:
     line = Line()
     line.packet("->", hello(1))

@@ -9,7 +9,18 @@ import pytest
 import trio
 import trio.testing
 
-from retinue.pipes import Message, Path, PathSevered, Rejected, SocketTransport, memory_pair, open_path, socket_pair
+from retinue.pipes import (
+    Message,
+    Path,
+    PathSevered,
+    Rejected,
+    SocketTransport,
+    memory_pair,
+    open_path,
+    socket_pair,
+    trace,
+    tracing,
+)
 from retinue.svm import asgi, lifespan
 from retinue.svm.asgi import serve_asgi
 from retinue.svm.errors import ClientDisconnected, LifespanFailed, WrongEvent
@@ -128,6 +139,32 @@ async def test_asgi_scope_is_complete() -> None:
 
 
 # -- lifespan -------------------------------------------------------------------------------------------------------
+
+
+async def test_asgi_request_runs_in_the_trace_of_its_call() -> None:
+    """Each in its own, also what it begins, and what goes on after it; the lifespan in none."""
+    seen: list[tuple[str, str | None]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append((scope.get("path", "lifespan"), trace()))
+        await hello(scope, receive, send)
+        await trio.lowlevel.checkpoint()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(note)
+
+    async def note() -> None:
+        seen.append(("task", trace()))
+
+    async with running(app) as it:
+        path = await it.path()
+        for ident in ("a" * 32, "b" * 32):
+            with tracing(ident):
+                assert (await path.call(call_body()))["body"] == b"hello"
+        assert (await path.call(call_body()))["body"] == b"hello"
+    idents = ["a" * 32, "b" * 32, None]
+    assert seen[0] == ("lifespan", None)
+    assert [ident for name, ident in seen if name == "task"] == idents
+    assert [ident for name, ident in seen if name == SCOPE["path"]] == idents
 
 
 async def test_asgi_lifespan_comes_before_ready_and_after_the_last_request() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from retinue.pipes import socket_pair, wire
+from retinue.pipes import socket_pair, tracing, wire
 from retinue.svm import log
 from retinue.svm.log import LogHandler, LogStream, LogWriter
 
@@ -103,6 +103,39 @@ def test_fields_that_cannot_be_sent_arrive_as_texts(writer: LogWriter, reader: R
             },
         ]
     ]
+
+
+IDENT = "0af7651916cd43dd8448eb211c80319c"
+
+
+def test_records_tell_the_trace_they_were_written_in(writer: LogWriter, reader: Reader) -> None:
+    """By the field ``trace``, which is reserved: what a program says otherwise is kept beside it."""
+    with tracing(IDENT):
+        writer.write(log.INFO, "x", "bare")
+        writer.write(log.INFO, "x", "with", {"size": 43})
+        writer.write(log.INFO, "x", "same", {"trace": IDENT})
+        writer.write(log.INFO, "x", "other", {"trace": "mine", "size": 43})
+        LogStream(writer, "stdout", log.INFO).write("printed\n")
+    writer.write(log.INFO, "x", "none", {"size": 43})
+    writer.write(log.INFO, "x", "named", {"trace": IDENT})
+    writer.write(log.INFO, "x", "no trace", {"trace": 7})
+    assert [(record[2], record[3]) for record in reader.records()] == [
+        ("bare", {"trace": IDENT}),
+        ("with", {"trace": IDENT, "size": 43}),
+        ("same", {"trace": IDENT}),
+        ("other", {"trace": IDENT, "size": 43, "trace_": "mine"}),
+        ("printed", {"trace": IDENT}),
+        ("none", {"size": 43}),
+        ("named", {"trace": IDENT}),
+        ("no trace", {"trace_": 7}),
+    ]
+
+
+def test_trace_is_kept_when_fields_are_cut(writer: LogWriter, reader: Reader) -> None:
+    """Of fields that do not fit it is the first."""
+    with tracing(IDENT):
+        writer.write(log.INFO, "x", "m" * 100_000, {f"{n}": set() for n in range(1000)})
+    assert reader.records()[0][3]["trace"] == IDENT
 
 
 def test_keys_that_are_no_texts_become_texts(writer: LogWriter, reader: Reader) -> None:

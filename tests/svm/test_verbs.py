@@ -9,7 +9,7 @@ import trio.testing
 from tests.leaks import assert_none_left, descriptors
 from tests.svm.succession import Program, control_program, living
 
-from retinue.pipes import Message, PathError, Rejected, SocketTransport, open_path, socket_pair
+from retinue.pipes import Message, PathError, Rejected, SocketTransport, open_path, socket_pair, tracing
 from retinue.pipes.beat import read_beat
 from retinue.pipes.message import close_all
 
@@ -148,13 +148,15 @@ async def test_last_messages(program: Program) -> None:
     """Those of this end that nobody has answered, along every edge, or one."""
     text = """
 import trio
+from retinue.svm import new_trace, tracing
 async def main(vm):
     path = await vm.connect("stock")
     async with trio.open_nursery() as nursery:
         incoming = vm.listen()
         await vm.ready()
         for number in range(7):
-            nursery.start_soon(path.call, {"number": number, "text": "x" * 1000})
+            with tracing(new_trace() if number % 2 else None):
+                nursery.start_soon(path.call, {"number": number, "text": "x" * 1000})
             await trio.lowlevel.checkpoint()
         served = await anext(incoming)
         nursery.start_soon(served.send, "note")
@@ -265,3 +267,51 @@ async def test_another_heart(program: Program) -> None:
         await life.ended.wait()
     assert pulse.every == [2, 13]
     assert pulse.closed
+
+
+# -- traces ------------------------------------------------------------------------------------------------------------
+
+
+async def test_program_is_in_nobodys_trace(program: Program) -> None:
+    """However it came to be started, or to have its paths; only the handler of a message is in that of the message."""
+    text = """
+import trio
+from retinue.svm import trace
+async def main(vm):
+    mine = trace()
+    paths = []
+    async def answer(message):
+        if not paths:
+            paths.append(await vm.connect("stock"))
+        return [mine, trace(), await paths[0].call(None)]
+    await vm.serve(answer)
+"""
+    async with living() as life, control_program(life) as cp, trio.open_nursery() as nursery:
+        asked: list[str | None] = []
+
+        async def stock(message: Message) -> str | None:
+            return message.trace
+
+        async def serve(end: SocketTransport) -> None:
+            async with open_path(end) as path:
+                await path.serve(stock)
+
+        async def connect(message: Message) -> None:
+            asked.append(message.trace)
+            ours, theirs = socket_pair()
+            nursery.start_soon(serve, SocketTransport(ours))
+            with theirs:
+                await message.reply({"path": 1}, descriptors=(theirs.fileno(),))
+
+        cp.connect = connect
+        with tracing("a" * 32):
+            await cp.start(program.make(text))
+            end = await cp.offer()
+        async with open_path(SocketTransport(end)) as caller:
+            for ident in ("b" * 32, "c" * 32, None):
+                with tracing(ident):
+                    assert await caller.call(None) == [None, ident, ident]
+        assert asked == [None]
+        await cp.call("stop")
+        await life.ended.wait()
+        nursery.cancel_scope.cancel()

@@ -13,7 +13,7 @@ import trio.testing
 from tests.svm.test_asgi import Harness, call_body, harness
 from tests.systems import wait_for
 
-from retinue.pipes import Message, Path, Rejected
+from retinue.pipes import Message, Path, Rejected, trace, tracing
 from retinue.svm import asgi
 from retinue.svm.wsgi import serve_wsgi
 
@@ -84,6 +84,23 @@ async def test_wsgi_small_response_is_one_reply() -> None:
         assert reply == {"body": b""}
     async with running(hello) as it:
         assert await it.call() == {"status": 200, "headers": headers, "body": b"hello"}
+
+
+async def test_wsgi_request_runs_in_the_trace_of_its_call() -> None:
+    """In its thread, and in what its iteration does later; the next request of the same thread is in its own."""
+
+    def app(environ: dict[str, Any], start_response: Start) -> Iterable[bytes]:
+        start_response("200 OK", PLAIN)
+        yield f"{trace()} ".encode()
+        yield f"{trace()}".encode()
+
+    async with running(app, threads=1) as it, client(it) as one:
+        for ident in ("a" * 32, None, "b" * 32):
+            with tracing(ident):
+                await one.path.call(call_body())
+        assert b"".join(part["body"] for part in one.sent).decode() == (
+            f"{'a' * 32} {'a' * 32}None None{'b' * 32} {'b' * 32}"
+        )
 
 
 async def test_wsgi_environ_is_complete() -> None:

@@ -16,6 +16,7 @@ from retinue.cp.directory import (
     Group,
     LinkedDisk,
     MachineEntry,
+    PagingVolume,
     Pause,
     Secret,
     SocketEntry,
@@ -23,6 +24,7 @@ from retinue.cp.directory import (
     executable,
     load,
 )
+from retinue.cp.directory.model import LogPolicy, LogRate
 
 GOOD = pathlib.Path(__file__).parents[2] / "topologies" / "good"
 SMALLEST = '[system]\nname = "A"\n[machines.A]\nprogram = "worker"\n'
@@ -53,9 +55,19 @@ def test_load_returns_what_the_file_says() -> None:
             secret=("password", "card number"),
             seal="full",
             storage=4 * 1024**3,
+            idle_page_out=120.0,
+            paging=PagingVolume("other.img", 2 * 1024**3),
+            log=(log := LogPolicy("drop", 2 * 1024**2, 1024**3, LogRate(600, 60.0))),
         ),
         machines=(
-            MachineEntry("DOOR", "program", "desk", network=True, uses=(Edge("window", "WINDOW"),)),
+            MachineEntry(
+                "DOOR",
+                "program",
+                "desk",
+                network=True,
+                log=LogPolicy("block", 2 * 1024**2, 1024**3),
+                uses=(Edge("window", "WINDOW"),),
+            ),
             MachineEntry(
                 "WINDOW",
                 "asgi",
@@ -85,6 +97,7 @@ def test_load_returns_what_the_file_says() -> None:
                 "program",
                 "desk",
                 storage=32 * 1024**2,
+                segments=256 * 1024**2,
                 restart="never",
                 uses=(
                     Edge("again", "WINDOW", lazy=True, on_restart="reconnect", overflow="sever"),
@@ -121,16 +134,20 @@ def test_load_returns_what_the_file_says() -> None:
                 replace="overlap",
                 watchdog=120.0,
             ),
-            MachineEntry("RECORDS", "program", "desk", disks=(Disk("a"),)),
+            MachineEntry(
+                "RECORDS", "program", "desk", reserve=8 * 1024**2, priority=200, idle_page_out=0.0, disks=(Disk("a"),)
+            ),
         ),
         groups=(
             Group("FRONT", ("WINDOW", "BACK"), "rest_for_one", Budget(0, 3600.0)),
             Group("BACK", ("VAULT", "AUDIT"), "one_for_one", Budget(3, 10.0)),
         ),
     )
+    machines = (attrs.evolve(each, log=log) if each.log == LogPolicy() else each for each in expected.machines)
+    expected = attrs.evolve(expected, machines=tuple(machines))
     assert directory == expected
-    assert directory.line("machines", "DESK", "storage") == 36
-    assert directory.line("machines", "DESK", "network") == 34
+    assert directory.line("machines", "DESK", "storage") == 40
+    assert directory.line("machines", "DESK", "network") == 38
     assert directory.machine("RECORDS").disks == (Disk("a"),)
     assert executable(directory, directory.machine("VAULT")) == str(GOOD.resolve() / "vault.sh")
     with pytest.raises(KeyError):

@@ -161,6 +161,7 @@ def test_as_json_is_plain_and_complete() -> None:
         "threads": None,
         "network": False,
         "storage": 33_554_432,
+        "segments": 268_435_456,
         "share": 100,
         "cpu": None,
         "restart": "never",
@@ -174,6 +175,15 @@ def test_as_json_is_plain_and_complete() -> None:
         "watchdog": 60.0,
         "grace": 10.0,
         "replace": "stop-first",
+        "reserve": 0,
+        "priority": 100,
+        "idle_page_out": 120.0,
+        "log": {
+            "policy": "drop",
+            "buffer": 2 * 1024**2,
+            "spill": 1024**3,
+            "rate": {"most": 600, "within": 60.0},
+        },
         "sockets": {},
         "disks": [
             {"name": "ledger", "size": None, "temporary": False, "linked_by": {"AUDIT": "ro", "VAULT": "rw"}},
@@ -190,7 +200,10 @@ def test_as_json_is_plain_and_complete() -> None:
         {"from": "VAULT", "name": "ledger", "to": "DESK", "disk": "ledger", "mode": "rw"},
     ]
     assert value["secret"] == ["password", "card number"]
-    assert value["storage"] == 4 * 1024**3
+    assert (value["storage"], value["idle_page_out"]) == (4 * 1024**3, 120.0)
+    assert value["paging"] == {"volume": "other.img", "size": 2 * 1024**3}
+    records = value["machines"][5]
+    assert (records["reserve"], records["priority"], records["idle_page_out"]) == (8 * 1024**2, 200, None)
     window, audit = value["machines"][1], value["machines"][3]
     assert (window["pause"], window["restarts"]) == (0.5, {"most": 5, "within": 120.0})
     assert (window["essential"], window["instances"]) == (True, 3)

@@ -11,6 +11,7 @@ from retinue.cp.directory.edges import EDGE_KEYS
 from retinue.cp.directory.entries import MACHINE_KEYS, SYSTEM_KEYS
 from retinue.cp.directory.groups import GROUP_KEYS
 from retinue.cp.directory.lives import BUDGET_KEYS, PAUSE_KEYS
+from retinue.cp.directory.logs import LOG_KEYS
 from retinue.cp.directory.programs import ALREADY_IMPORTED
 from retinue.cp.directory.secrets import SECRET_KEYS
 
@@ -42,8 +43,8 @@ def test_mistakes_of_the_page_are_told_as_it_says(folder: pathlib.Path) -> None:
 def test_page_has_a_row_for_every_key_and_no_other() -> None:
     rows = re.findall(r"^\| `([a-z_]+)(?:\.[A-Z]+)?` \|", PAGE, re.MULTILINE)
     assert rows == [
-        *(*SYSTEM_KEYS, *MACHINE_KEYS, *EDGE_KEYS, *PAUSE_KEYS, *BUDGET_KEYS, *DISK_KEYS, *LINK_KEYS, *SECRET_KEYS),
-        *GROUP_KEYS,
+        *(*SYSTEM_KEYS, *MACHINE_KEYS, *EDGE_KEYS, *PAUSE_KEYS, *BUDGET_KEYS, *LOG_KEYS, *DISK_KEYS, *LINK_KEYS),
+        *(*SECRET_KEYS, *GROUP_KEYS),
     ]
 
 
