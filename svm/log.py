@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgpack
@@ -238,6 +238,18 @@ class LogHandler(logging.Handler):
             self._writer.write(ERROR, record.name, f"a log call failed: {exc!r}: {record.msg!r:.500}")
 
 
+_found: Final[list[Callable[..., tuple[str, int, str, str | None]]]] = []
+
+
+def _find_caller(
+    self: logging.Logger, stack_info: bool = False, stacklevel: int = 1
+) -> tuple[str, int, str, str | None]:
+    """In the place of Logger.findCaller, which costs a fifth of a record: looks only where a stack is wanted."""
+    if stack_info:
+        return _found[0](self, stack_info, stacklevel + 1)
+    return "(unknown file)", 0, "(unknown function)", None
+
+
 def install(writer: LogWriter) -> None:
     """Send logging (from INFO up), warnings, ``print`` and tracebacks of this process to the writer."""
     _writers[:] = [writer]
@@ -248,6 +260,9 @@ def install(writer: LogWriter) -> None:
     root.setLevel(logging.INFO)
     # What no record of ours carries need not be found out for each: thread, task, process, line of the call.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    if (found := logging.Logger.findCaller) is not _find_caller:
+        _found.append(found)
+        setattr(logging.Logger, "findCaller", _find_caller)  # noqa: B010  (a method, for the type checker)
     logging.captureWarnings(True)
     warnings.simplefilter("default")
 
