@@ -242,14 +242,14 @@ class Journal:
         source: Source | None = None,
         done: int = 0,
         ends: bool = False,
-        told: str = "",
+        told: tuple[Cause, int] | None = None,
     ) -> int:
         """Commit records, each ``[time, severity, logger, message, fields]``; returns the number of the first one.
 
         :param source: whose packets they are from; its number and line are committed as well.
         :param done: how many packets of the batch have become records with this.
         :param ends: forget the source: its descriptor was read to the end.
-        :param told: one of the records says how many of this machine are lost, of this cause.
+        :param told: one of the records says that so many of this machine are lost, of this cause.
         """
         tape = self.tape(machine)
         first = self.last + 1
@@ -257,7 +257,8 @@ class Journal:
         self.last += len(bodies)
         self.unkept += len(bodies)
         if told:
-            setattr(tape, _CAUSES[told], 0)
+            cause, count = told  # more may have been lost since that was counted, even for the room of this record
+            setattr(tape, _CAUSES[cause], max(0, getattr(tape, _CAUSES[cause]) - count))
         if source is not None:
             self._done += done
             tape.over += source.over
@@ -271,7 +272,8 @@ class Journal:
 
     def _lay(self, tape: Tape, generation: int, pieces: Sequence[tuple[int, bytes]]) -> list[Block]:
         """Write chunks behind the end of the machine's blocks; returns the blocks that have any of them."""
-        self.room.make(tape, self._new_blocks(tape, pieces))
+        while not self.room.make(tape, self._new_blocks(tape, pieces)):
+            pass  # of its own blocks the last one had to go as well
         first = self.last + 1
         touched: list[Block] = []
         for count, blob in pieces:

@@ -48,6 +48,7 @@ class Allowance:
         self._end = clock() + rate.within
         self.left = rate.most
         """Records; below zero of one that could not be stopped in time."""
+        self._told = 0  # records about it in this span that are no records of its own
 
     def wait(self) -> float:
         """Seconds until there is something left: 0 if there is."""
@@ -68,12 +69,19 @@ class Allowance:
             return
         spans = int((now - self._end) / self.rate.within) + 1
         self._end += spans * self.rate.within
+        self._told = 0
         self.left = min(self.rate.most, self.left + spans * self.rate.most)
 
     def take(self, count: int) -> None:
         """Use up so many, whether or not they are left."""
         self._turn()
         self.left -= count
+
+    def tell(self) -> bool:
+        """Whether one more record may be made about the machine: as many in a span as it may write itself."""
+        self._turn()
+        self._told += 1
+        return self._told <= self.rate.most
 
     def grant(self, wanted: int) -> int:
         """Use up as many as are left and wanted; returns how many these are."""

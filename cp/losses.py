@@ -9,7 +9,7 @@ from retinue.cp.directory.quantities import as_duration, as_size
 Cause = Literal["rate", "buffer", "spill", "descriptor", "storage"]
 
 # What a number may be that everybody can read.
-_MOST: Final = 2**53
+MOST: Final = 2**53
 
 
 def rate_text(rate: LogRate) -> str:
@@ -19,6 +19,7 @@ def rate_text(rate: LogRate) -> str:
 
 def gap(machine: str, cause: Cause, lost: int, policy: LogPolicy) -> tuple[str, Mapping[str, Any]]:
     """The text and the fields of the record that stands where records of a machine are missing."""
+    lost = min(lost, MOST)
     match cause:
         case "rate":
             why = f"{machine} wrote more" + (f" than {rate_text(policy.rate)}" if policy.rate else "")
@@ -30,4 +31,4 @@ def gap(machine: str, cause: Cause, lost: int, policy: LogPolicy) -> tuple[str, 
             why = f"the log descriptor of {machine} was full"
         case "storage":
             why = f"what {machine} wrote could not be stored"
-    return f"-- {lost} lines lost: {why} --", {"lost": min(lost, _MOST), "cause": cause}
+    return f"-- {lost} lines lost: {why} --", {"lost": lost, "cause": cause}

@@ -53,13 +53,15 @@ class Room:
 
     # -- taking ----------------------------------------------------------------------------------------------------
 
-    def make(self, tape: Tape, new: int) -> None:
-        """Let there be so many free blocks for a machine, within its bounds."""
+    def make(self, tape: Tape, new: int) -> bool:
+        """Let there be so many free blocks for a machine, within its bounds. False: its last block was given for it."""
+        last = tape.blocks[-1] if tape.blocks else None
         if new:
             self._bound(tape, new)
             self.let_go(tape, KEEP - new)
         while len(self.free) + len(self._warm) < new:
             self._drive_out()
+        return last is None or (bool(tape.blocks) and tape.blocks[-1] is last)
 
     def take(self) -> Block:
         """A free block, which was made before."""

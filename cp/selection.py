@@ -233,7 +233,7 @@ def _place(key: str, untrusted: Any, run: str) -> Place:
             its_run = run
         case _:
             raise Rejected("bad-arguments", f"{key} must be the number of a record, or a place that an answer gave")
-    return its_run, max(0, min(number, LARGEST))
+    return its_run, max(0, min(number, LARGEST - 1))
 
 
 def _fields(untrusted: Any) -> dict[str, FieldValue]:

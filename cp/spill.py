@@ -66,7 +66,7 @@ class Spill:
     # -- writing ---------------------------------------------------------------------------------------------------
 
     def put(self, machine: str, first: int, last: int, records: int, data: bytes) -> None:
-        """Write one more file behind the others of a machine. OSError: it is as if nothing had been written."""
+        """Write one more file of a machine. OSError: it is as if nothing had been written."""
         file = SpillFile(first, last, records, len(data))
         path = self._path(machine, file)
         new = path.with_name(_NEW)
@@ -85,7 +85,10 @@ class Spill:
             with contextlib.suppress(OSError):
                 new.unlink()
             raise
-        self._files.setdefault(machine, deque()).append(file)
+        files = self._files.setdefault(machine, deque())
+        files.append(file)
+        if len(files) > 1 and files[-2].first > first:  # an older block was kept back, for it was just being stored
+            self._files[machine] = deque(sorted(files, key=lambda each: each.first))
         self._sizes[machine] = self._sizes.get(machine, 0) + file.size
 
     def remove(self, machine: str, file: SpillFile) -> None:
@@ -165,6 +168,8 @@ class Spill:
             if len(data) != file.size:
                 raise OSError("it has another length")
             chunks = chunks_of(machine, data)
+            if not chunks or sum(chunk.records for chunk in chunks) != file.records or chunks[-1].last != file.last:
+                raise OSError("what is in it is not what its name says")
         except OSError:
             if not any(each is file for _, each, _ in self.broken):
                 lost = file.records if file.first > after else min(file.records, file.last - after)

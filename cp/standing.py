@@ -93,8 +93,8 @@ class Standing:
 
     @property
     def over(self) -> bool:
-        """It has ended for good, and not because an operator wants to start it again some time."""
-        return self.state in FINAL and not self.held
+        """It has ended for good: it is not about to be started again, nor may an operator do that some time."""
+        return self.state in FINAL and self.wish is Wish.DOWN and not self.held
 
     async def wait_gone(self) -> None:
         """Until it has ended, and every process of it."""

@@ -25,6 +25,7 @@ from retinue.cp.directory.model import LogPolicy
 from retinue.cp.journal import Journal
 from retinue.cp.keeper import Keeper
 from retinue.cp.log_policy import UNDECLARED, Allowance, LogPolicies
+from retinue.cp.losses import MOST as MOST_LOST
 from retinue.cp.losses import Cause, gap
 from retinue.cp.records import OVERHEAD, Machines, Record
 from retinue.cp.secrets import NO_SECRETS, Secrets
@@ -107,10 +108,17 @@ class Syslog:
     def write_told(self, machine: str, cause: Cause, lost: int) -> None:
         """A record that says how many of a machine were lost in here: they are told with it."""
         text, fields = gap(machine, cause, lost, self.policies.of(machine))
-        self._write(WARNING, text, machine, 0, fields, told=cause)
+        self._write(WARNING, text, machine, 0, fields, told=(cause, lost))
 
     def _write(
-        self, severity: int, message: str, machine: str, generation: int, fields: Any, *, told: str = ""
+        self,
+        severity: int,
+        message: str,
+        machine: str,
+        generation: int,
+        fields: Any,
+        *,
+        told: tuple[Cause, int] | None = None,
     ) -> Record:
         body = self._ours(severity, message, fields)
         seq = self.journal.append(machine, generation, [body], told=told)
@@ -178,6 +186,10 @@ class Syslog:
             while blocks and source.allowance is not None and not source.free and (wait := source.allowance.wait()):
                 with trio.move_on_after(wait):
                     await self.waiting.park()
+                if self.policies.of(machine) is not policy:
+                    policy = self.policies.of(machine)
+                    blocks = policy.policy == "block"
+                    self._allow(source, policy)
             if not room.full(machine) or not (blocks or self.keeper.there):
                 return
             for limit in (STILL, float("inf")) if blocks else (PACE,):
@@ -372,14 +384,16 @@ class Syslog:
         told = self._told_over(source) if granted else []
         if granted < count or told:
             bodies[start:] = told
+            whole = granted == count
             for body in new:
-                if body[2] == OURS:
+                ours = body[2] == OURS
+                if whole or (source.allowance.tell() if ours else granted):
+                    granted -= not ours
+                    count -= not ours
                     bodies.append(body)
-                elif granted:
-                    granted -= 1
-                    count -= 1
-                    bodies.append(body)
-            source.over += count
+                elif ours:  # told with the others: a machine chooses its numbers, and so how many gaps it has
+                    count += body[4].get("lost", 0)
+            source.over += max(0, min(count, MOST_LOST - self.journal.tape(source.machine).over - source.over))
 
     def _told_over(self, source: Source) -> list[Body]:
         """A record that says what its rate has cost a machine, if it has; part of the next commit."""

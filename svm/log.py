@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -39,6 +40,8 @@ _NUMBERS: Final = frozenset({int, float, bool, type(None)})
 PATIENCE_MS: Final = 50
 # The same for the last record of all.
 FAREWELL_MS: Final = 1000
+# Records that may be written while one is being made, and that are not lost.
+MOST_WITHIN: Final = 16
 # The field with the trace in which a record was written.
 TRACE: Final = "trace"
 
@@ -58,9 +61,12 @@ class LogWriter:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._number = 0
         self._stuck = False
+        # What the same thread writes while it makes a record: a repr, a finalizer or a signal handler may.
+        self._busy = False
+        self._within: deque[tuple[float, int, str, str, Mapping[str, Any] | None]] = deque()
         self.patient = False
         """It waits for room as long as it takes: nothing is dropped, and the program stands still meanwhile."""
 
@@ -71,8 +77,28 @@ class LogWriter:
         if trace is not None or (fields and TRACE in fields):
             fields = _traced(fields or {}, trace)
         with self._lock:
-            self._number += 1
-            self._send(_encode(self._number, now, severity, logger[:256], message, dict(fields) if fields else {}))
+            if self._busy:
+                self._within.append((now, severity, logger, message, fields))
+                return
+            self._busy = True
+            try:
+                self._put(now, severity, logger, message, fields)
+                if self._within:
+                    self._put_within()
+            finally:
+                self._busy = False
+
+    def _put(self, now: float, severity: int, logger: str, message: str, fields: Mapping[str, Any] | None) -> None:
+        self._number += 1
+        self._send(_encode(self._number, now, severity, logger[:256], message, dict(fields) if fields else {}))
+
+    def _put_within(self) -> None:
+        for _ in range(MOST_WITHIN):
+            if self._within:
+                self._put(*self._within.popleft())
+        # A repr that writes a record of itself would do so for ever: the reader counts these as lost.
+        self._number += len(self._within)
+        self._within.clear()
 
     def finish(self) -> None:
         """Say so if the last records were dropped: without one more nobody would know that they are missing."""
@@ -169,7 +195,7 @@ class LogStream(io.TextIOBase):
 
     def __init__(self, writer: LogWriter, logger: str, severity: int) -> None:
         self._writer, self._logger, self._severity = writer, logger, severity
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer that prints may run while a line is being written
         self._line = ""
 
     encoding = "utf-8"  # libraries ask

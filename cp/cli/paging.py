@@ -65,8 +65,10 @@ class Pages:
         """The newest ``count``, oldest first."""
         found: list[Record] = []
         before = None
+        page = min(max(count, 100), PAGE)
         while count > 0:
-            answer = await self._ask(count=min(max(count, 100), PAGE), before=before)
+            answer = await self._ask(count=page, before=before)
+            page = min(page * 2, PAGE)  # few of them match
             for record in reversed(answer["records"]):
                 gap = self._is_gap(record)
                 if gap or self._matches(record):

@@ -57,6 +57,8 @@ _FIELD: Final = """
                 WHEN 'text' THEN field.value = :value{0}
                 WHEN 'integer' THEN field.value = :number{0}
                 WHEN 'real' THEN field.value = :number{0}
+                WHEN 'array' THEN 0
+                WHEN 'object' THEN 0
                 ELSE field.type = :value{0} END)
 """
 _TRACE: Final = """

@@ -114,7 +114,9 @@ class Store:
     def tidy(self) -> bool:
         """Do one step of what is to be done beside storing, some milliseconds; whether there is more to do."""
         if self._moving is not None:
-            if next(self._moving, self) is None:
+            moving, self._moving = self._moving, move(self._database)  # begins anew should this step fail
+            if next(moving, self) is None:
+                self._moving = moving
                 self._forget()
                 return True
             self._moving = None

@@ -192,7 +192,7 @@ def test_flood_drives_out_its_own_records_and_counts_them(journal: Journal) -> N
     here = len(messages(found, "LOUD"))
     assert found.losses == journal.losses == [("LOUD", "buffer", 3000 - here)]
     assert found.unkept == here + 1
-    found.append("LOUD", 0, [body("some are lost")], told="buffer")
+    found.append("LOUD", 0, [body("some are lost")], told=("buffer", 3000 - here))
     assert found.losses == successor(found).losses == []
 
 

@@ -551,3 +551,14 @@ async def test_a_system_ends_although_a_machine_waits_to_be_called(autojump_cloc
         with trio.fail_after(100):
             end = await system.wait_end()
         assert end.exit_code == 0
+
+
+@pytest.mark.parametrize("order", ["restart", "replace"])
+async def test_only_machine_of_a_system_may_be_started_again(autojump_clock: MockClock, order: str) -> None:
+    """It has no process for a moment, which is not the end of the system."""
+    text = machines("A", more='replace = "stop-first"\n')
+    async with open_system(text, fakes=fakes("A", program=lingers)) as system:
+        for generation in range(2, 12):  # who is first to look at it is chance
+            await (system["A"].restart() if order == "restart" else system["A"].replace())
+            await system.jump(60)
+            assert (system["A"].state, system["A"].generation) == ("READY", generation)

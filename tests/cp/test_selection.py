@@ -81,6 +81,8 @@ def test_places_are_of_this_run_unless_they_say_another() -> None:
 
 def test_more_than_fits_an_answer_is_as_much_as_fits() -> None:
     assert selection({"count": 2**62}, RUN, NAMES).count == MOST_RECORDS
+    # The machine that keeps records takes no larger number.
+    assert selection({"before": 2**64 - 1}, RUN, NAMES).before == (RUN, 2**62 - 1)
     assert selection({"count": -1}, RUN, NAMES).count == 0
 
 

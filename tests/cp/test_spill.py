@@ -17,7 +17,7 @@ from retinue.cp.directory.model import LogPolicy
 from retinue.cp.journal import LEAST_ROOM, Journal
 from retinue.cp.log_policy import LogPolicies
 from retinue.cp.spill import Spill
-from retinue.cp.tape import Packed, records_of
+from retinue.cp.tape import BLOCK, Packed, records_of
 
 K = 1024
 
@@ -315,7 +315,7 @@ def test_every_number_is_stored_or_waits_or_is_counted(
             case _:
                 for machine, cause, count in journal.losses:
                     told += count
-                    journal.append(machine, 0, [body("told")], told=cause)
+                    journal.append(machine, 0, [body("told")], told=(cause, count))
         here = waiting(journal)
         assert here == sorted({*here})
         assert journal.unkept == len(here)
@@ -382,3 +382,68 @@ def test_killed_at_any_line_every_record_waits_once_or_is_counted(tmp_path: path
     assert seen["lost"] > 10
     assert seen["looks"] > 100
     journal.close()
+
+
+# -- the corners -------------------------------------------------------------------------------------------------------
+
+
+def test_record_that_tells_of_a_loss_may_need_room_for_which_more_is_lost(journal: Journal) -> None:
+    """That is not told by it, and goes on to be counted."""
+    text = body("x" * 3000)
+    written = 0
+    tape = journal.tape("DROP")
+    while not journal.losses or tape.blocks[-1].used + 3100 < tape.room:
+        journal.append("DROP", 1, [[*text]])
+        written += 1
+    told = lost(journal)
+    journal.append("DROP", 0, [[*text]], told=("buffer", told))
+    assert lost(journal) > 0
+    assert len(waiting(journal)) + told + lost(journal) == written + 1
+
+
+def test_last_block_of_the_machine_itself_may_have_to_go(journal: Journal) -> None:
+    """When each machine has one block, and none is free: what it writes has room all the same."""
+    large = body("x" * (BLOCK * 3 // 4))
+    journal.room.declare(LogPolicies())
+    journal.append("M", 1, [body("small")])
+    for number in range(LEAST_ROOM // BLOCK - 1):
+        journal.append(f"M{number}", 1, [body("small")])
+    last = journal.last
+    journal.append("M", 1, [[*large], [*large]])
+    assert journal.last == last + 2
+    assert [each["seq"] for each in journal.newest("M")] == [last + 2, last + 1]
+    assert len(waiting(journal)) + lost(journal) == journal.last
+
+
+def test_files_that_are_written_out_of_order_are_read_in_order(tmp_path: pathlib.Path) -> None:
+    """A block that is just being stored is kept back while the next one goes to the disk."""
+    from_journal = set_up(Journal.create(LEAST_ROOM), tmp_path / "one")
+    for _ in range(150):
+        from_journal.append("SPILL", 1, [body("x" * 1000)])
+    assert from_journal.room.spill is not None
+    blocks = from_journal.room.spill.files("SPILL")
+    assert len(blocks) >= 2
+    folder = next((tmp_path / "one").rglob(blocks[0].name)).parent
+    data = [(each, (folder / each.name).read_bytes()) for each in blocks[:2]]
+    spill = Spill(tmp_path / "two", "run")
+    for file, content in reversed(data):
+        spill.put("SPILL", file.first, file.last, file.records, content)
+    firsts = [chunk.first for chunk in spill.packed(0)]
+    assert firsts == sorted(firsts)
+    assert firsts[0] == 1
+    spill.stored(blocks[0].last)
+    assert [file.first for file in spill.files("SPILL")] == [blocks[1].first]
+    from_journal.close()
+
+
+def test_file_that_the_host_has_lost_the_content_of_is_counted(journal: Journal, tmp_path: pathlib.Path) -> None:
+    """Nothing is synchronised: after a crash of the host there may be a name and nothing else."""
+    for _ in range(150):
+        journal.append("SPILL", 1, [body("x" * 1000)])
+    first = files(tmp_path)[0]
+    records = int(first.name.rpartition("-")[2])
+    first.write_bytes(b"")
+    later = Spill(tmp_path / "spill", "another run")
+    (earlier,) = later.earlier()
+    assert next(earlier.packed(0)).first == records + 1
+    assert [(machine, lost) for machine, _, lost in earlier.broken] == [("SPILL", records)]

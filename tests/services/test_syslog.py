@@ -1,5 +1,6 @@
 """The machine that keeps the records: its store."""
 
+import contextlib
 import json
 import pathlib
 import resource
@@ -441,3 +442,19 @@ def test_units() -> None:
     """Of sizes and times."""
     assert [bytes_of(f"3{unit}") for unit in "KMGT"] == [3 * 1024**power for power in (1, 2, 3, 4)]
     assert [seconds_of(f"3{unit}") for unit in "smhd"] == [3, 180, 10800, 259200]
+
+
+def test_move_of_an_earlier_schema_goes_on_after_a_disk_that_took_nothing(path: str) -> None:
+    """Without another start."""
+    with contextlib.closing(sqlite3.connect(path)) as old:
+        old.executescript(FIRST)
+        rows = [("run", seq, 1.5, "M", 1, 6, "x", "m", "{}") for seq in range(1, 6)]
+        old.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        old.commit()
+    with contextlib.closing(Store(path, Retention(EVERYTHING))) as store:
+        store._database.execute("PRAGMA query_only = ON")
+        with pytest.raises(sqlite3.OperationalError):
+            store.tidy()
+        store._database.execute("PRAGMA query_only = OFF")
+        tidy(store)
+        assert seqs(store.newest(None, 10)) == [1, 2, 3, 4, 5]

@@ -187,6 +187,8 @@ def test_field_is_the_value_that_a_text_spells(bench: Bench) -> None:
     assert bench.numbers(fields={"a": "5.0"}) == [2, 3]
     assert bench.numbers(fields={"a": "true"}) == [5, 7]
     assert bench.numbers(fields={"a": "null"}) == [6]
+    add(bench.store, [record(101, fields={"a": [1]}), record(102, fields={"a": {"b": 1}})])
+    assert bench.numbers(fields={"a": "array"}) == bench.numbers(fields={"a": "object"}) == []
 
 
 def test_answer_is_bounded_in_bytes_and_its_next_page_goes_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

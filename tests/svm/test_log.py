@@ -331,3 +331,40 @@ def test_install_takes_everything_that_python_says(
     assert "UserWarning: to warnings" in records[2][2]
     assert records[3][:3] == [log.NOTICE, "stderr", "to stderr"]
     assert len(records) == 4
+
+
+def test_records_that_are_written_while_one_is_being_made_follow_it(writer: LogWriter, reader: Reader) -> None:
+    """A repr may log, as a finalizer may that runs in between: that stops nothing, and no number is missing."""
+
+    class Chatty:
+        def __repr__(self) -> str:
+            writer.write(5, "inner", "within")
+            return "chatty"
+
+    thread = threading.Thread(target=writer.write, args=(6, "x", "outer", {"value": Chatty()}), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    writer.write(6, "x", "after")
+    frames = reader.frames()
+    assert [(frame[1], frame[2][3]) for frame in frames] == [(1, "outer"), (2, "within"), (3, "after")]
+    assert frames[0][2][4] == {"value": "chatty"}
+
+
+def test_repr_that_logs_itself_comes_to_an_end(writer: LogWriter, reader: Reader) -> None:
+    """What it goes on to write is lost, and its numbers with it, so that it is counted."""
+
+    class Endless:
+        def __repr__(self) -> str:
+            writer.write(5, "inner", "again", {"value": self})
+            return "endless"
+
+    thread = threading.Thread(target=writer.write, args=(6, "x", "outer", {"value": Endless()}), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    writer.write(6, "x", "after")
+    numbers = [(frame[1], frame[2][3]) for frame in reader.frames()]
+    assert numbers[0] == (1, "outer")
+    assert numbers[-1] == (log.MOST_WITHIN + 3, "after")
+    assert len(numbers) == log.MOST_WITHIN + 2
