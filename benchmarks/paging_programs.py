@@ -85,6 +85,7 @@ async def main(vm: Machine[Config]) -> None:
         if not at % (1 << 20):
             await trio.sleep(0)
     draw = pages(len(segment) // 4096, config.zipf, vm.name)
+    print(json.dumps({"filled": True}))
     begun = time.perf_counter()
     done = wrong = 0
     while time.perf_counter() < begun + config.seconds:

@@ -137,12 +137,16 @@ class Pulse:
         if not rests and self.resting:  # it has run, and does not answer now
             self._resting = None
             self._turn.cancel()
+        before = self._resting if rested else await self._asleep() if rests else None
         try:
             yield
         except BaseException:
             if rests and not rested:
                 self._turn.cancel()  # its heart begins anew
             raise
+        if rests and self._cpu_time() != before and not await self._rest():  # it has run meanwhile, and hangs perhaps
+            self._resting, rests = None, False
+            self._turn.cancel()
         if rests:
             self._resting = await self._asleep()
             self._turn.cancel()

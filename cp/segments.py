@@ -49,6 +49,10 @@ def place(system: System, state: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(system.paging.volume).parent / "paging" / system.name
 
 
+# Has a machine stand still for the length of a block.
+Still = Callable[[], contextlib.AbstractContextManager[None]]
+
+
 class Holder(Protocol):
     """A process of a machine."""
 
@@ -282,11 +286,12 @@ class Segments:
 
     # -- evicting ------------------------------------------------------------------------------------------------------
 
-    async def evict(self, machine: str, most: int | None = None) -> int:
+    async def evict(self, machine: str, most: int | None = None, still: Still = contextlib.nullcontext) -> int:
         """Put pages of a machine's segments out of real storage, those first that are missed least; at most so many
         bytes, or all. Returns how many it were, which is fewer when the machine holds on to them.
 
-        Nothing is lost by it: they are read again when they are touched.
+        Nothing is lost by it: they are read again when they are touched. While pages are put out that the machine has
+        given up, it stands ``still``: else it would have them back before they are out.
         """
         async with self._evicting.setdefault(machine, trio.Lock()):
             holders = {key: holder for key, holder in self._holders.items() if key[0] == machine}
@@ -296,7 +301,8 @@ class Segments:
             whole = _choose(looked, most)
             owners = [(holder, theirs[key]) for key, holder in holders.items()]
             asked = any(each.touched for each in looked) and await self._unmap(looked, owners, whole=whole)
-            gone = await look(_put_out, looked)
+            with still():
+                gone = await look(_put_out, looked)
             if whole and not asked and any(each.touched and each.left for each in looked):
                 # Pages that the kernel had in its hands are still in the tables of the machine.
                 for holder, segments in owners:

@@ -50,7 +50,8 @@ class Supervision:
     # -- order ---------------------------------------------------------------------------------------------------------
 
     async def turn_of(self, life: Life) -> None:
-        """Until a loaded machine may run: at the first start every program is loaded; always its servers are there."""
+        """Until a loaded machine may run: at the first start every program is loaded; always its servers are there,
+        and there is room for it in real storage, if that is short."""
         if not self._cp.was_ready:
             for other in self._lives:
                 await other.settled.wait()
@@ -58,6 +59,9 @@ class Supervision:
                 await trio.sleep_forever()
         while waited := [server for server in self.servers_of(life) if not (server.ready or server.hopeless)]:
             await waited[0].wait_usable()
+        if not life.ready:  # a successor is another one beside it
+            asked = trio.current_time()
+            await life.wait_until(lambda: self._cp.pager.turn(life, asked))
 
     def servers_of(self, life: Life) -> list[Life]:
         """The machines that must be ready before this one; SYSLOG before everybody, and none that waits to be used."""

@@ -85,6 +85,11 @@ class Record:
     _grown: list[tuple[float, int]] = attrs.field(factory=list)
 
     @property
+    def looked(self) -> float:
+        """When it was looked at last."""
+        return self._looked
+
+    @property
     def resident(self) -> int:
         """Pages and segments."""
         return self.storage.resident + self.segments
@@ -131,7 +136,9 @@ class Record:
         if taken < most:
             # Where nothing at all can be taken it will not be otherwise soon, and to try disturbs the machine.
             until = now + (FORGIVEN if taken else REFUSED)
-            self._floor, self._floor_until = max(self.resident - taken, 0), until
+            # Segments can always be put out, though they may come back meanwhile.
+            floor = min(self.resident - taken, self.storage.resident)
+            self._floor, self._floor_until = max(floor, 0), until
 
     def figures(self, now: float) -> Figures:
         """For the policy."""

@@ -1,7 +1,10 @@
 """The task that keeps the machines of a system within its real storage."""
 
 import contextlib
-from collections.abc import Mapping
+import functools
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import trio
@@ -11,6 +14,7 @@ from retinue.cp.host.interface import PagingRefused
 from retinue.cp.pager.admission import Admission, Room
 from retinue.cp.pager.census import Census, Machine, Record
 from retinue.cp.pager.overcommit import Overcommit, Step, victim
+from retinue.cp.pager.pacing import AGAIN, Pacing
 from retinue.cp.pager.policy import LEAST, Figures, Take, plan
 from retinue.cp.syslog import NOTICE, WARNING
 from retinue.cp.watch import mebibytes
@@ -26,6 +30,9 @@ __all__ = ["KEY", "Pager", "SegmentStore"]
 
 EVERY: Final = 1.0
 """Seconds between two looks."""
+
+SOONEST: Final = 0.02
+"""The same while machines take storage faster than it can be looked at."""
 
 SELDOM: Final = 4.0
 """The same while nobody runs and there is room."""
@@ -52,8 +59,10 @@ class SegmentStore(Protocol):
     def granted(self) -> dict[str, int]:
         """Bytes of them in all, by machine."""
 
-    async def evict(self, machine: str, most: int | None = None) -> int:
-        """Put out at most so many bytes; returns how many it were."""
+    async def evict(
+        self, machine: str, most: int | None = None, still: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> int:
+        """Put out at most so many bytes while the machine stands ``still``; returns how many it were."""
 
 
 class Pager:
@@ -65,9 +74,15 @@ class Pager:
         self.census = Census(cp.host)
         self.overcommit = Overcommit()
         self.admission = Admission(self._room, self._keep)
+        self._pacing = Pacing(self.census)
+        self._waited_until = float("-inf")  # somebody waits to be started
         self._looking = trio.Lock()
         self._changed = trio.Event()
         self._told: set[str] = set()
+        self._stopped: set[tuple[str, int]] = set()  # processes that have ever stood still because of this
+        self._total = 0  # bytes after the last pass
+        self._passed = 0.0  # when that was
+        self._rate = 0.0  # by how many a second they grew before it
 
     # -- what is asked of it -------------------------------------------------------------------------------------------
 
@@ -97,6 +112,16 @@ class Pager:
         """Why a machine must not be started now; empty if it may be."""
         return self.admission.why_not(life.name, life.entry.reserve) if self.limit is not None else ""
 
+    def turn(self, life: "Life", asked: float) -> bool:
+        """Whether it is the turn of a machine to run its program, for which it waits since ``asked``."""
+        now = trio.current_time()
+        if self.limit is None or self._pacing.turn(life, now, asked, self.limit):
+            return True
+        if now > self._waited_until:
+            self._changed.set()
+        self._waited_until = now + EVERY
+        return False
+
     def has_room(self, life: "Life") -> bool:
         """Whether there is room for a successor beside a machine, which will need as much as it does."""
         if self.limit is None:
@@ -107,11 +132,15 @@ class Pager:
     # -- over the death of a control program ---------------------------------------------------------------------------
 
     def _keep(self) -> None:
-        self._cp.host.keep(KEY, self.admission.note())
+        stopped = [key for key in self._stopped if key in self.census.records]
+        self._cp.host.keep(KEY, {"ended": self.admission.note(), "stopped": stopped})
 
     def restore(self, note: Mapping[str, Any]) -> None:
         """Go on with what an earlier control program has noted. Figures are taken anew."""
-        self.admission.restore(dict(note))
+        self._stopped = {(name, generation) for name, generation in note.get("stopped", ())}
+        for key in self._stopped & self._cp.host.restored.residents.keys():
+            self._cp.host.signal(*key, signal.SIGCONT)  # it may have been killed while that one stood still
+        self.admission.restore(note.get("ended", {}))
 
     # -- the task ------------------------------------------------------------------------------------------------------
 
@@ -129,9 +158,18 @@ class Pager:
             except OSError as exc:
                 # A host that is short of everything refuses descriptors, too: that must not end the control program.
                 self._tell_once(f"the pager could not look at the machines: {exc.strerror}")
-            busy = any(figures.runs for figures in self.census.figures(trio.current_time()))
-            with trio.move_on_after(EVERY if busy or self.overcommit.step else SELDOM):
+            with trio.move_on_after(self._wait()):
                 await self._changed.wait()
+
+    def _wait(self) -> float:
+        """Seconds until the next look: few when the machines would have used up their room before it otherwise."""
+        now, limit = trio.current_time(), self.limit
+        if limit is not None and self._rate > 0 and (soon := (limit - self._total) / self._rate / 2) < EVERY:
+            return max(soon, SOONEST)
+        if now <= self._waited_until:
+            return AGAIN
+        busy = any(figures.runs for figures in self.census.figures(now))
+        return EVERY if busy or self.overcommit.step else SELDOM
 
     async def look(self) -> None:
         """Take the figures of every machine."""
@@ -162,23 +200,25 @@ class Pager:
         await self.look()
         now, limit = trio.current_time(), self.limit
         figures = self.census.figures(now)
+        self._rate = (self.census.total - self._total) / max(now - self._passed, SOONEST)
         taken = await self._take_all(plan(figures, limit, self._cp.host.pressure()))
-        total = max(self.census.total - taken, 0)
+        total = self._total = max(self.census.total - taken, 0)
+        self._passed = trio.current_time()
         step = self.overcommit.look(now, total, limit, more=taken >= LEAST)
         if step is not None and limit is not None:
             self._go_to(step, total, limit, figures)
         self._let_go()
 
     def _let_go(self) -> None:
-        """Whoever waits for room looks again."""
+        """Whoever waits for room, or for its turn, looks again."""
         for life in self._cp.lives.values():
-            if life.current is None:
+            if life.current is None or not life.current.begun:
                 life.notice()
 
     # -- taking pages --------------------------------------------------------------------------------------------------
 
     async def _take_all(self, takes: list[Take]) -> int:
-        """Returns how many bytes were taken. Those that are idle have to be told first, which takes a moment each."""
+        """Returns how many bytes were taken. Machines have to be told first, which takes a moment each."""
         total = 0
         places = trio.Semaphore(AT_ONCE)
 
@@ -190,11 +230,7 @@ class Pager:
 
         async with trio.open_nursery() as nursery:
             for take in takes:
-                if take.why == "idle":
-                    nursery.start_soon(take_whole, take)
-                else:
-                    taken = await self._take(take)
-                    total += taken
+                nursery.start_soon(take_whole, take)
         return total
 
     async def _take(self, take: Take) -> int:
@@ -213,11 +249,25 @@ class Pager:
     async def _take_from(self, record: Record, most: int) -> int:
         taken = 0
         if self.segments is not None and record.segments:
-            taken += await self.segments.evict(record.machine.name, min(most, record.segments))
+            key = record.machine.name, record.machine.generation
+            still = functools.partial(self._still, key)
+            taken += await self.segments.evict(key[0], min(most, record.segments), still)
         if taken < most:
             taken += await self._page_out(record, most - taken)
         record.tried(trio.current_time(), most, taken)
         return taken
+
+    @contextmanager
+    def _still(self, key: tuple[str, int]) -> Iterator[None]:
+        """A process stands still for the length of the block, if it is this control program that lets it."""
+        if key not in self._stopped:
+            self._stopped.add(key)
+            self._keep()  # the next control program has it go on, should this one be killed now
+        self._cp.host.signal(*key, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._cp.host.signal(*key, signal.SIGCONT)
 
     async def _page_out(self, record: Record, most: int) -> int:
         machine, host = record.machine, self._cp.host
@@ -228,7 +278,7 @@ class Pager:
         except PagingRefused as exc:
             taken = await self._page_itself_out(machine, most)
             if not taken:
-                self._tell_once(f"{machine.name} cannot be paged out: {exc}")
+                self._tell_once(f"{machine.name} cannot be paged out: {exc}", of=str(exc))
             return taken
 
     async def _page_itself_out(self, machine: Machine, most: int) -> int:
@@ -252,9 +302,10 @@ class Pager:
         found = [] if life is None else [each for each in life.processes if each.generation == generation]
         return found[0] if found else None
 
-    def _tell_once(self, text: str) -> None:
-        if text not in self._told and len(self._told) < 1000:
-            self._told.add(text)
+    def _tell_once(self, text: str, of: str = "") -> None:
+        """``of``: what it is about, if it is the same for every machine."""
+        if (about := of or text) not in self._told and len(self._told) < 1000:
+            self._told.add(about)
             self._cp.syslog.write(WARNING, text)
 
     # -- when that is not enough ---------------------------------------------------------------------------------------

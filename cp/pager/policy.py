@@ -105,11 +105,13 @@ def plan(machines: Sequence[Figures], limit: int | None, pressure: float | None 
     total = sum(machine.resident for machine in machines)
     excess = total - sum(taken.values()) - target(total, limit)
     if limit is not None:
-        for machine, kept in _stages(machines):
+        for stage in _stages(machines):
             if excess <= 0:
                 break
-            most = min(left(machine, kept), excess)
-            take(machine, most, "limit")
+            lefts = [left(machine, kept) for machine, kept in stage]
+            most = min(sum(lefts), excess)
+            for (machine, _), much in zip(stage, lefts, strict=True):
+                take(machine, math.ceil(much * most / sum(lefts)) if much else 0, "limit")
             excess -= most
         if pressure is not None and pressure >= PRESSED:
             resting = [machine for machine in _oldest(machines) if not machine.runs]
@@ -123,19 +125,22 @@ def plan(machines: Sequence[Figures], limit: int | None, pressure: float | None 
     return [Take(*key, taken[key], why[key]) for key in sorted(taken, key=order.__getitem__)]
 
 
-def _stages(machines: Sequence[Figures]) -> Iterable[tuple[Figures, int]]:
-    """Each machine with what it may keep, again and again, until nobody keeps anything.
+def _stages(machines: Sequence[Figures]) -> Iterable[list[tuple[Figures, int]]]:
+    """Machines with what each may keep, again and again, until nobody keeps anything.
 
-    A machine that runs loses first what it has not used lately.
+    Those of one stage lose in proportion to what they have: one alone, but for machines that run and count alike. To
+    take all from one of those would have it read everything back at once, at the cost of the others. A machine that
+    runs loses first what it has not used lately.
     """
     oldest = _oldest(machines)
     resting = [machine for machine in oldest if not machine.runs]
     running = [machine for machine in oldest if machine.runs]
-    yield from ((machine, machine.reserve) for machine in resting)
-    yield from ((machine, max(machine.reserve, machine.working)) for machine in running)
-    yield from ((machine, machine.reserve) for machine in running)
-    yield from ((machine, 0) for machine in resting)
-    yield from ((machine, 0) for machine in running)
+    alike = [[each for each in running if each.priority == one] for one in sorted({each.priority for each in running})]
+    yield from ([(machine, machine.reserve)] for machine in resting)
+    yield from ([(machine, max(machine.reserve, machine.working)) for machine in group] for group in alike)
+    yield from ([(machine, machine.reserve) for machine in group] for group in alike)
+    yield from ([(machine, 0)] for machine in resting)
+    yield from ([(machine, 0) for machine in group] for group in alike)
 
 
 def _oldest(machines: Sequence[Figures]) -> list[Figures]:

@@ -53,7 +53,7 @@ def test_who_runs_loses_when_nobody_else_has_anything() -> None:
 
 def test_who_runs_loses_first_what_it_has_not_used_lately() -> None:
     machines = [machine("BIG", 70, working=68 * MIB), machine("WIDE", 50, working=10 * MIB)]
-    assert told(plan(machines, 100 * MIB)) == [("BIG", 2, "limit"), ("WIDE", 24, "limit")]
+    assert told(plan(machines, 100 * MIB)) == [("BIG", 1, "limit"), ("WIDE", 25, "limit")]
 
 
 def test_reserve_is_taken_last_even_from_who_is_idle() -> None:

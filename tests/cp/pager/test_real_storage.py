@@ -1,6 +1,5 @@
 """Machines of real processes in less real storage than they want, on a host that may have no swap at all."""
 
-import json
 import pathlib
 from typing import Any
 
@@ -71,8 +70,7 @@ def write(bench: Bench, *, heeds: bool, size: int) -> None:
 
 
 def storage(bench: Bench) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(bench.run("ps", "--storage", "--json").stdout)
-    return found
+    return dict(bench.ask("storage"))
 
 
 @pytest.fixture
@@ -93,7 +91,7 @@ def test_real_machines_are_listed_asked_and_give_storage_back(bench: Bench, no_s
     assert machines["LOW"]["private"] <= machines["LOW"]["resident"] <= machines["LOW"]["instantiated"]
     assert machines["LOW"]["defined"] == 128 << 20
     assert told["totals"]["resident"] == sum(machine["resident"] for machine in told["machines"])
-    wait_for(lambda: "there is room in real storage again" in bench.run("logs", "-n", "20").stdout)
+    wait_for(lambda: any("there is room in real storage again" in each["message"] for each in bench.records("CP")))
     told = storage(bench)
     assert {machine["generation"] for machine in told["machines"]} == {1}
     assert told["totals"]["resident"] <= 112 << 20

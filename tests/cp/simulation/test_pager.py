@@ -84,6 +84,70 @@ def said(system: SimulatedSystem, text: str) -> list[str]:
     return [record["message"] for record in system.records() if text in record["message"]]
 
 
+# -- starts ------------------------------------------------------------------------------------------------------------
+
+FILLING = """\
+[system]
+name = "PAGED"
+storage = "100M"
+
+[machines.IDLER]
+program = "idler"
+
+[machines.STUCK]
+program = "stuck"
+start = "on-demand"
+"""
+TABLES: Final = tuple(f"TABLE{letter}" for letter in "ABCDEFGH")
+FILLING += "".join(f'[machines.{name}]\nprogram = "table"\nstorage = "60M"\nstart = "on-demand"\n' for name in TABLES)
+
+
+async def test_machines_begin_no_faster_than_there_is_made_room_for_them(autojump_clock: MockClock) -> None:
+    """Each fills a part of its storage at once, all together more than there is; one that hangs holds up nobody."""
+    highest = 0
+
+    async def table(vm: Machine[None]) -> None:
+        nonlocal highest
+        storage = system.nucleus.storage
+        storage.of(vm.name).grow(30 * MIB)
+        highest = max(highest, storage.resident)
+        await vm.ready()
+        await vm.stopping.wait()
+
+    async def stuck(_: Machine[None]) -> None:
+        await trio.sleep_forever()
+
+    fakes = {"IDLER": program, "STUCK": stuck} | dict.fromkeys(TABLES, table)
+    async with open_system(FILLING, fakes=fakes, record=False) as system:
+        system.nucleus.storage.room = 1000 * MIB
+        await system.jump(5)
+        cp = system.control_program
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cp.administration.start, "STUCK")
+            await system.jump(1)
+            begun = trio.current_time()
+            async with trio.open_nursery() as starts:
+                for name in TABLES:
+                    starts.start_soon(cp.administration.start, name)
+            assert trio.current_time() - begun < 20
+            nursery.cancel_scope.cancel()
+        assert highest <= 130 * MIB
+        await system.jump(5)
+        assert system.nucleus.storage.resident <= 97 * MIB
+        assert said(system, "over-committed") == []
+
+
+async def test_what_cannot_be_paged_out_holds_up_nobody_for_ever(autojump_clock: MockClock) -> None:
+    """All that there is, and no more, is in real storage and stays there: then one begins after another."""
+    fakes = dict.fromkeys(("IDLER", "STUCK", *TABLES), program)
+    async with open_system(FILLING, fakes=fakes, record=False) as system:
+        system["IDLER"].pages.grow(99 * MIB)
+        await system.jump(5)
+        begun = trio.current_time()
+        await system.control_program.administration.start("TABLEA")
+        assert 4 < trio.current_time() - begun < 10
+
+
 # -- paging ------------------------------------------------------------------------------------------------------------
 
 
@@ -175,6 +239,19 @@ async def test_machine_that_is_paged_out_is_not_asked_for_its_meters(autojump_cl
         system["HIGH"].pages.cpu += 1
         assert not life.current.pulse.asleep
         assert await life.meters() == known
+
+
+async def test_hang_that_begins_while_it_is_paged_out_is_found(autojump_clock: MockClock) -> None:
+    """It had said that its heart rests, was called, and stands still since."""
+    async with paged(IDLE, room=1000) as system:
+        process = system.life("HIGH").current
+        assert process is not None
+        await system.jump(5)
+        async with process.pulse.rest():
+            system["HIGH"].pages.cpu += 0.001
+            system["HIGH"].freeze()
+        await system.jump(3 * process.entry.watchdog)
+        assert said(system, "HIGH is hung")
 
 
 async def test_heartbeats_are_no_work(autojump_clock: MockClock) -> None:
