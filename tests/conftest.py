@@ -1,10 +1,27 @@
-"""Fixtures for every test."""
+"""Fixtures for every test, and the order in which files are run."""
 
+import compileall
 import pathlib
 from collections.abc import Iterator
 
 import pytest
+from tests.order import place_of
 from tests.systems import Bench, open_bench
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the house once, however the environment is set: each of its thousand processes would do it again."""
+    config.option.loadscopereorder = False  # with xdist the order is ours, and not that of the number of tests
+    if not hasattr(config, "workerinput"):
+        for layer in ("pipes", "svm", "cp", "services"):
+            compileall.compile_dir(ROOT / layer, quiet=2)  # it goes without where it may not write
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: place_of(item.path))
 
 
 @pytest.fixture

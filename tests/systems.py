@@ -14,6 +14,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
+import trio
+
+from retinue.cp.operator_socket import connect_operator
+from retinue.pipes import PathError, SocketTransport, open_path
 
 # No test may take longer for one step than the slowest machine needs for it.
 LIMIT = 60
@@ -104,6 +108,35 @@ class Bench:
         process = self.start(*args)
         out, err = process.communicate(timeout=LIMIT)
         return subprocess.CompletedProcess(args, process.returncode, out, err)
+
+    def ask(self, verb: str, /, **arguments: Any) -> Any:
+        """Ask the control program itself: a command for each look would cost more than what is looked at.
+
+        One that dies meanwhile has a successor, which is asked again.
+        """
+
+        async def call() -> Any:
+            async with open_path(SocketTransport(connect_operator(self.runtime / self.name))) as path:
+                return await path.call([verb, arguments])
+
+        give_up = time.monotonic() + LIMIT
+        while True:
+            try:
+                return trio.run(call)
+            except (PathError, OSError):
+                assert time.monotonic() < give_up, "nobody answers"
+                time.sleep(0.01)
+
+    def machine(self, name: str) -> dict[str, Any]:
+        """What ``ps`` says of a machine."""
+        (found,) = [each for each in self.ask("ps")["machines"] if each["name"] == name]
+        return dict(found)
+
+    def records(self, machine: str) -> list[dict[str, Any]]:
+        """All records of a machine, which are not more than one answer holds."""
+        answer = self.ask("logs", machine=machine, count=10_000)
+        assert answer["more"] is None
+        return list(answer["records"])
 
     def up(self) -> None:
         done = self.run("up", "-d", str(self.file))

@@ -14,16 +14,16 @@ MIB = 1 << 20
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can have swap")
 
 
-def swaps() -> str:
-    """All swap of this host, but for how much of it is used."""
+def swaps(folder: pathlib.Path) -> str:
+    """All swap of this host that is below a folder, but for how much of it is used: others come and go meanwhile."""
     lines = pathlib.Path("/proc/swaps").read_text().splitlines()
-    return "\n".join(" ".join(line.split()[:3]) for line in lines)
+    return "\n".join(" ".join(line.split()[:3]) for line in lines if line.startswith(f"{folder}/"))
 
 
 @contextlib.contextmanager
 def open_volume(folder: pathlib.Path, size: int = 64 * MIB) -> Iterator[Volume]:
     """One that is swap within the block. The test is skipped where a file in its folder cannot be."""
-    before = swaps()
+    before = swaps(folder)
     volume = Volume(str(folder / "page.img"), size)
     try:
         try:
@@ -34,4 +34,4 @@ def open_volume(folder: pathlib.Path, size: int = 64 * MIB) -> Iterator[Volume]:
     finally:
         volume.close()
     assert not active(volume.path)
-    assert swaps() == before
+    assert swaps(folder) == before

@@ -91,9 +91,7 @@ def write(bench: Bench, edge: str, web: str = WEB, shop: str = SHOP, more: str =
 
 
 def said(bench: Bench, machine: str) -> list[dict[str, Any]]:
-    done = bench.run("logs", machine, "-n", "all", "--json")
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return bench.records(machine)
 
 
 def lines(bench: Bench, machine: str, start: str) -> list[str]:
@@ -110,15 +108,11 @@ def line(bench: Bench, machine: str, start: str) -> str:
 
 
 def machine(bench: Bench, name: str) -> dict[str, Any]:
-    listing = json.loads(bench.run("ps", "--json").stdout)
-    (found,) = [each for each in listing["machines"] if each["name"] == name]
-    return dict(found)
+    return bench.machine(name)
 
 
 def edge(bench: Bench, name: str = "shop") -> dict[str, Any]:
-    done = bench.run("ps", "--edges", "--json")
-    assert done.returncode == 0, done.stderr
-    (found,) = [each for each in json.loads(done.stdout)["edges"] if each["name"] == name]
+    (found,) = [each for each in bench.ask("edges")["edges"] if each["name"] == name]
     return dict(found)
 
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from tests.services.collectors import free_port, lines_of, needs_rsyslog, rsyslog
@@ -76,7 +77,7 @@ class Server:
 
     def _read(self, connection: socket.socket) -> None:
         frames = Frames()
-        with connection:
+        with connection, suppress(ConnectionResetError):  # TCPIP is killed in the middle of it
             while data := connection.recv(65536):
                 for message in frames.feed(data):
                     self._came.put(read(message))

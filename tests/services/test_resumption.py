@@ -350,12 +350,13 @@ async def test_client_that_leaves_meanwhile_is_forgotten(site: Site) -> None:
     assert await other.ask("/2") == (200, b"GET /2 ")
 
 
-async def test_successor_closes_an_idle_connection_in_order(site: Site) -> None:
+async def test_successor_closes_an_idle_connection_in_order(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retinue.services.httpd.service.OPENING_TIME", 0.1)
     await site.start()
     browser = await site.connect()
     assert await browser.ask("/1") == (200, b"GET /1 ")
     site.system.kill("HTTPD")
-    await site.start_httpd(idle_time=6)
+    await site.start_httpd(idle_time=0.3)
     with trio.fail_after(20):
         assert await everything(browser.stream) == b""
 

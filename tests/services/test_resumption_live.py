@@ -1,7 +1,6 @@
 """A whole system whose HTTPD, and then its application, are killed under load: no client notices but by the time."""
 
 import contextlib
-import json
 import os
 import pathlib
 import signal
@@ -117,9 +116,7 @@ class Site:
         self.port = port
 
     def machine(self, name: str) -> dict[str, Any]:
-        listing = json.loads(self.bench.run("ps", "--json").stdout)
-        (found,) = [machine for machine in listing["machines"] if machine["name"] == name]
-        return dict(found)
+        return self.bench.machine(name)
 
     def kill(self, name: str) -> None:
         """End its process, and wait for the next one."""

@@ -158,7 +158,7 @@ def up_with(bench: Bench, *, kept: bool) -> None:
         text += '[machines.SYSLOG]\nprogram = "retinue.services.syslog"\ndisks.a = {}\n'
     bench.file.write_text(text)
     bench.up()
-    wait_for(lambda: "refused: " in bench.run("logs", "WATCH", "-n", "1").stdout)
+    wait_for(lambda: sum("refused: " in each["message"] for each in bench.records("WATCH")) == 2)
 
 
 def test_logs_finds_what_is_asked_for(shop: Bench) -> None:

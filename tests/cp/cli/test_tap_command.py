@@ -155,10 +155,10 @@ def write(bench: Bench, programs: dict[str, str], text: str) -> None:
     bench.file.write_text(f'[system]\nname = "{bench.name}"\nsecret = ["password", "TOKEN"]\n{text}')
 
 
-def write_load(bench: Bench) -> None:
+def write_load(bench: Bench, caller: str = CALLER) -> None:
     write(
         bench,
-        {"caller": CALLER, "checker": CHECKER},
+        {"caller": caller, "checker": CHECKER},
         """
         [machines.CALLER]
         program = "caller"
@@ -306,9 +306,8 @@ def test_the_command_prints_and_stops(bench: Bench) -> None:
 
 
 def _is_ready(bench: Bench, name: str, generation: int) -> bool:
-    machines = json.loads(bench.run("ps", "--json").stdout)["machines"]
-    wanted = (name, "READY", generation)
-    return any((each["name"], each["state"], each["generation"]) == wanted for each in machines)
+    found = bench.machine(name)
+    return (found["state"], found["generation"]) == ("READY", generation)
 
 
 def _is_after(ident: int, line: str) -> bool:
@@ -352,7 +351,7 @@ def test_a_tap_outlives_the_machine_at_the_other_end(bench: Bench) -> None:
 
 
 def test_an_edge_that_cannot_be_tapped_is_told(bench: Bench) -> None:
-    write_load(bench)
+    write_load(bench, caller=CHECKER)  # nobody says anything
     bench.up()
     unknown = bench.run("tap", "CALLER.sever")
     assert unknown.returncode == errors.USAGE

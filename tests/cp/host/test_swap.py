@@ -60,11 +60,11 @@ def test_nobody_elses_file_is_taken(tmp_path: pathlib.Path, content: bytes) -> N
 
 def test_there_is_no_room(tmp_path: pathlib.Path) -> None:
     """The file that was begun goes; the host's swap is as it was."""
-    before = swaps()
+    before = swaps(tmp_path)
     with pytest.raises(VolumeFailed, match=r"page\.img: "):
         Volume(str(tmp_path / "page.img"), 1 << 50).open(adopt=False)
     assert os.listdir(tmp_path) == []
-    assert swaps() == before
+    assert swaps(tmp_path) == before
 
 
 @root_only
