@@ -34,6 +34,9 @@ EVERY: Final = 1.0
 SOONEST: Final = 0.02
 """The same while machines take storage faster than it can be looked at."""
 
+MOST_AHEAD: Final = 0.25
+"""The part of the limit that is kept free, at most, for what machines take while pages are put out."""
+
 SELDOM: Final = 4.0
 """The same while nobody runs and there is room."""
 
@@ -83,6 +86,7 @@ class Pager:
         self._total = 0  # bytes after the last pass
         self._passed = 0.0  # when that was
         self._rate = 0.0  # by how many a second they grew before it
+        self._took = 0.0  # seconds
 
     # -- what is asked of it -------------------------------------------------------------------------------------------
 
@@ -163,13 +167,19 @@ class Pager:
 
     def _wait(self) -> float:
         """Seconds until the next look: few when the machines would have used up their room before it otherwise."""
-        now, limit = trio.current_time(), self.limit
-        if limit is not None and self._rate > 0 and (soon := (limit - self._total) / self._rate / 2) < EVERY:
+        now, aim = trio.current_time(), self._aim()
+        if aim is not None and self._rate > 0 and (soon := (aim - self._total) / self._rate / 2) < EVERY:
             return max(soon, SOONEST)
         if now <= self._waited_until:
             return AGAIN
         busy = any(figures.runs for figures in self.census.figures(now))
         return EVERY if busy or self.overcommit.step else SELDOM
+
+    def _aim(self) -> int | None:
+        """The limit, less what machines take while a pass goes on, which comes too late for it."""
+        if self.limit is None:
+            return None
+        return self.limit - int(min(max(self._rate, 0.0) * self._took, self.limit * MOST_AHEAD))
 
     async def look(self) -> None:
         """Take the figures of every machine."""
@@ -197,12 +207,15 @@ class Pager:
 
     async def pass_(self) -> None:
         """Look, take what is too much, and go on as far as that does not help."""
+        began = trio.current_time()
         await self.look()
         now, limit = trio.current_time(), self.limit
         figures = self.census.figures(now)
-        self._rate = (self.census.total - self._total) / max(now - self._passed, SOONEST)
-        taken = await self._take_all(plan(figures, limit, self._cp.host.pressure()))
+        rate = (self.census.total - self._total) / max(now - self._passed, SOONEST)
+        self._rate = max(rate, self._rate / 2)
+        taken = await self._take_all(plan(figures, self._aim(), self._cp.host.pressure()))
         total = self._total = max(self.census.total - taken, 0)
+        self._took = trio.current_time() - began
         self._passed = trio.current_time()
         step = self.overcommit.look(now, total, limit, more=taken >= LEAST)
         if step is not None and limit is not None:
