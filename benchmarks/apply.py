@@ -76,7 +76,7 @@ def measure(machines: int, rounds: int) -> list[Result]:
             number, share = 0, 100
             for turn in range(2 * rounds):
                 how = "replaced" if turn % 2 == 0 else "set"
-                number, share = (number + 1, share) if how == "replaced" else (number, share + 10)
+                number, share = (number + 1, share) if how == "replaced" else (number, share - 5)
                 file.write_text(topology(machines, number=number, share=share))
                 before = pids(state)
                 begun = time.perf_counter()
