@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterator
 
 import pytest
+from tests.leaks import assert_none_left, descriptors
 from tests.order import place_of
 from tests.systems import Bench, open_bench
 
@@ -29,3 +30,11 @@ def bench(tmp_path: pathlib.Path) -> Iterator[Bench]:
     """Folders and a name for one real system, which is gone after the test."""
     with open_bench(tmp_path) as made:
         yield made
+
+
+@pytest.fixture
+def no_descriptor_leaks() -> Iterator[None]:
+    """The test leaves no descriptor open. A module asks for it for all of its tests, by ``usefixtures``."""
+    before = descriptors()
+    yield
+    assert_none_left(before)

@@ -11,13 +11,12 @@ import os
 import pathlib
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
 import pytest
 import trio
-from tests.leaks import assert_none_left, descriptors
 
 from retinue.cp.directory import MachineEntry, System
 from retinue.cp.directory.model import PagingVolume
@@ -31,11 +30,7 @@ MIB = 1 << 20
 ENTRY = MachineEntry("WORK", "program", "work", storage=32 * MIB, segments=24 * MIB)
 
 
-@pytest.fixture(autouse=True)
-def _no_descriptor_leaks() -> Iterator[None]:
-    before = descriptors()
-    yield
-    assert_none_left(before)
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
 
 @attrs.define

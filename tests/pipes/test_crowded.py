@@ -2,13 +2,11 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
-from tests.leaks import assert_none_left, descriptors
 from tests.pipes.test_draft import SIZE, filled
 from tests.pipes.test_path import echo, open_ends
 from tests.pipes.test_path_findings import no_other
@@ -16,12 +14,7 @@ from tests.pipes.test_path_hostile import make_pair
 
 from retinue.pipes import Message, bulk, open_path
 
-
-@pytest.fixture(autouse=True)
-def _no_descriptor_leaks() -> Iterator[None]:
-    before = descriptors()
-    yield
-    assert_none_left(before)
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
 
 @pytest.fixture(params=["memory", "socket"])

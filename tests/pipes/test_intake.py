@@ -6,7 +6,7 @@ import gc
 import os
 import resource
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -35,11 +35,7 @@ from retinue.pipes.wire import Kind
 Led = tuple[Path, Transport]
 
 
-@pytest.fixture(autouse=True)
-def _no_descriptor_leaks() -> Iterator[None]:
-    before = descriptors()
-    yield
-    assert_none_left(before)
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
 
 async def until_call(transport: Transport, number: int) -> None:

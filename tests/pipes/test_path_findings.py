@@ -3,26 +3,20 @@
 import errno
 import os
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
-from tests.leaks import assert_none_left, descriptors
 from tests.pipes.test_path_hostile import HELLO, all_frames, hello, make_pair, next_frames, null_device
 
 from retinue.pipes import Message, Path, PathSevered, Transport, WrongMode, link, open_path, wire
 from retinue.pipes.states import State
 from retinue.pipes.wire import Kind
 
-
-@pytest.fixture(autouse=True)
-def _no_descriptor_leaks() -> Iterator[None]:
-    before = descriptors()
-    yield
-    assert_none_left(before)
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
 
 @pytest.fixture(params=["memory", "socket"])

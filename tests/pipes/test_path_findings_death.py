@@ -1,23 +1,15 @@
 """What a review of the trio face has found, and stays found: the other end dies, closes, and has successors."""
 
-from collections.abc import Iterator
-
 import pytest
 import trio
 import trio.testing
-from tests.leaks import assert_none_left, descriptors
 from tests.pipes.test_path_findings import facing_raw
 from tests.pipes.test_path_hostile import all_frames, hello, make_pair
 
 from retinue.pipes import Path, PathSevered, Transport, open_path, wire
 from retinue.pipes.wire import Kind
 
-
-@pytest.fixture(autouse=True)
-def _no_descriptor_leaks() -> Iterator[None]:
-    before = descriptors()
-    yield
-    assert_none_left(before)
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
 
 @pytest.fixture(params=["memory", "socket"])

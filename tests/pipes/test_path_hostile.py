@@ -39,11 +39,7 @@ def hello(limit: int = 64, version: int = wire.VERSION) -> bytes:
 HELLO = hello()
 
 
-@pytest.fixture(autouse=True)
-def _no_descriptor_leaks() -> Iterator[None]:
-    before = descriptors()
-    yield
-    assert_none_left(before)
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
 
 NEVER_OPEN = 999_999

@@ -2,13 +2,11 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
 import trio
 import trio.testing
-from tests.leaks import assert_none_left, descriptors
 
 from retinue.pipes import (
     Message,
@@ -23,12 +21,7 @@ from retinue.pipes import (
     socket_pair,
 )
 
-
-@pytest.fixture(autouse=True)
-def _no_descriptor_leaks() -> Iterator[None]:
-    before = descriptors()
-    yield
-    assert_none_left(before)
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
 
 def make_pair(kind: str) -> tuple[Transport, Transport]:

@@ -1,14 +1,11 @@
 """A machine that leaves its paths to a successor: nothing is lost and nothing comes twice."""
 
 import contextlib
-import pathlib
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 import trio
 import trio.testing
-from tests.leaks import assert_none_left, descriptors
 from tests.svm.succession import Cp, Program, control_program, living
 
 from retinue.pipes import Message, Path, PathError, PathSevered, Rejected, SocketTransport, Transport, open_path
@@ -77,17 +74,7 @@ async def app(scope, receive, send):
 """
 
 
-@pytest.fixture(autouse=True)
-def _no_descriptor_leaks() -> Iterator[None]:
-    before = descriptors()
-    yield
-    assert_none_left(before)
-
-
-@pytest.fixture
-def program(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Program:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return Program(tmp_path)
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
 
 class Board:

@@ -1,26 +1,20 @@
 """Messages go to the machine behind an edge that has least to do; one that is lost is connected again."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
-from tests.leaks import assert_none_left, descriptors
 
 from retinue.pipes import Message, Path, PathSevered, Rejected, SocketTransport, Transport, open_path, socket_pair
 from retinue.svm import ConnectRefused, EdgeNotDeclared, Machine
 from retinue.svm.edge import Edge
 from retinue.svm.fan import LATEST
 
-
-@pytest.fixture(autouse=True)
-def _no_descriptor_leaks() -> Iterator[None]:
-    before = descriptors()
-    yield
-    assert_none_left(before)
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
 
 class Servers:

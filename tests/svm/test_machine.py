@@ -4,14 +4,13 @@ import contextlib
 import logging
 import pathlib
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
-from tests.leaks import assert_none_left, descriptors
 
 from retinue.pipes import (
     AccessDenied,
@@ -30,12 +29,7 @@ from retinue.pipes import (
 from retinue.svm import ConnectRefused, EdgeNotDeclared, Machine, NoSuchDisk
 from retinue.svm.edge import Edge
 
-
-@pytest.fixture(autouse=True)
-def _no_descriptor_leaks() -> Iterator[None]:
-    before = descriptors()
-    yield
-    assert_none_left(before)
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
 
 class Cp:

@@ -7,12 +7,11 @@ import pathlib
 import resource
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import trio
-from tests.leaks import assert_none_left, descriptors
 
 from retinue.pipes import AccessDenied, Message, Path, Rejected, SocketTransport, open_path, socket_pair
 from retinue.svm import Machine, Segment
@@ -21,11 +20,7 @@ from retinue.svm.segment import map_segment, size_in_bytes
 MIB = 1 << 20
 
 
-@pytest.fixture(autouse=True)
-def _no_descriptor_leaks() -> Iterator[None]:
-    before = descriptors()
-    yield
-    assert_none_left(before)
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
 
 class Cp:

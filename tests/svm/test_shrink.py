@@ -1,10 +1,6 @@
 """A machine that is asked to give storage back."""
 
-import pathlib
-from collections.abc import Iterator
-
 import pytest
-from tests.leaks import assert_none_left, descriptors
 from tests.svm.succession import Program, control_program, living
 
 from retinue.pipes import SocketTransport, open_path
@@ -23,17 +19,7 @@ async def main(vm):
 """
 
 
-@pytest.fixture(autouse=True)
-def _no_descriptor_leaks() -> Iterator[None]:
-    before = descriptors()
-    yield
-    assert_none_left(before)
-
-
-@pytest.fixture
-def program(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Program:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return Program(tmp_path)
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
 
 async def test_program_is_told_how_much_is_wanted(program: Program, caplog: pytest.LogCaptureFixture) -> None:

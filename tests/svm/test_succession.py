@@ -1,13 +1,10 @@
 """The control program dies, and the machine goes on under the next one."""
 
 import contextlib
-import pathlib
-from collections.abc import Iterator
 
 import pytest
 import trio
 import trio.testing
-from tests.leaks import assert_none_left, descriptors
 from tests.svm.succession import Program, control_program, living
 
 from retinue.pipes import Message, PathError, Rejected, SocketTransport, open_path, socket_pair
@@ -29,17 +26,7 @@ async def main(vm):
 """
 
 
-@pytest.fixture(autouse=True)
-def _no_descriptor_leaks() -> Iterator[None]:
-    before = descriptors()
-    yield
-    assert_none_left(before)
-
-
-@pytest.fixture
-def program(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Program:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return Program(tmp_path)
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
 
 async def test_machine_goes_on_without_a_control_program(program: Program) -> None:

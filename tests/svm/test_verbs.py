@@ -1,12 +1,8 @@
 """What the control program asks a machine that runs: another config, its last messages, a heartbeat, an edge's size."""
 
-import pathlib
-from collections.abc import Iterator
-
 import pytest
 import trio
 import trio.testing
-from tests.leaks import assert_none_left, descriptors
 from tests.svm.succession import Program, control_program, living
 
 from retinue.pipes import Message, PathError, Rejected, SocketTransport, open_path, socket_pair, tracing
@@ -40,17 +36,7 @@ async def main(vm):
 UNKNOWN = "unknown key; {path} knows word"
 
 
-@pytest.fixture(autouse=True)
-def _no_descriptor_leaks() -> Iterator[None]:
-    before = descriptors()
-    yield
-    assert_none_left(before)
-
-
-@pytest.fixture
-def program(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Program:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return Program(tmp_path)
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
 
 # -- reload ------------------------------------------------------------------------------------------------------------
