@@ -5,7 +5,6 @@ machine), and what it counts by itself costs twenty times less: page faults, and
 closely at who has changed by much since it was last looked at, and at the others in turn, as time allows.
 """
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +14,8 @@ from typing import Final
 import attrs
 
 from retinue.cp.host.interface import Storage
-from retinue.cp.host.measure import processes
+from retinue.cp.host.kernel_files import read_now, sizes, write
+from retinue.cp.host.measure import processes, rollup
 
 __all__ = ["BUDGET", "Figures", "look"]
 
@@ -125,8 +125,8 @@ class Figures:
         total, asked_before = 0, True
         for pid in pids:
             with suppress(OSError):
-                total += _rollup(pid).get(b"Referenced", 0)
-                _clear_referenced(pid)
+                total += rollup(pid).get(b"Referenced", 0)
+                write(f"/proc/{pid}/clear_refs", "1")
                 with self._lock:
                     asked_before = asked_before and pid in self._marked
                     self._marked.add(pid)
@@ -139,7 +139,7 @@ def family(pid: int) -> Sequence[int]:
     """The processes of a machine: one, but for native programs."""
     # Whoever has any has them from its first thread (svm/child.py), which also adopts the orphans.
     try:
-        return processes(pid) if _read(f"/proc/{pid}/task/{pid}/children") else (pid,)
+        return processes(pid) if read_now(f"/proc/{pid}/task/{pid}/children") else (pid,)
     except OSError:
         return (pid,)
 
@@ -151,63 +151,32 @@ def look(pid: int) -> Storage | None:
     shares with others counts whole, and as its own.
     """
     with suppress(OSError):
-        if rollup := _rollup(pid):
-            anonymous, shared = rollup.get(b"Pss_Anon", 0), rollup.get(b"Pss_Shmem", 0)
+        if found := rollup(pid):
+            anonymous, shared = found.get(b"Pss_Anon", 0), found.get(b"Pss_Shmem", 0)
             resident = anonymous + shared
             # Files have to be taken off: changed pages of segments, and clean ones of code that nobody else runs.
-            changed = max(0, rollup.get(b"Pss_Dirty", 0) - resident)
-            clean = max(0, rollup.get(b"Private_Clean", 0) - max(0, rollup.get(b"Pss_File", 0) - changed))
-            private = max(0, rollup.get(b"Private_Dirty", 0) - changed + clean)
+            changed = max(0, found.get(b"Pss_Dirty", 0) - resident)
+            clean = max(0, found.get(b"Private_Clean", 0) - max(0, found.get(b"Pss_File", 0) - changed))
+            private = max(0, found.get(b"Private_Dirty", 0) - changed + clean)
             # At least two processes have a shared page: what is missing in the proportion is at least their part.
-            private = min(resident, max(private, resident - rollup.get(b"Anonymous", 0) + rollup.get(b"Pss_Anon", 0)))
-            paged, whole = rollup.get(b"SwapPss", 0), rollup.get(b"Swap", 0)
+            private = min(resident, max(private, resident - found.get(b"Anonymous", 0) + found.get(b"Pss_Anon", 0)))
+            paged, whole = found.get(b"SwapPss", 0), found.get(b"Swap", 0)
             if whole > paged:  # of shared memory nobody counts proportions
-                paged += max(0, whole - _table(_read(f"/proc/{pid}/status")).get(b"VmSwap", 0))
+                paged += max(0, whole - sizes(f"/proc/{pid}/status").get(b"VmSwap", 0))
             return Storage(resident, private, paged, 0)
     with suppress(OSError):
-        status = _table(_read(f"/proc/{pid}/status"))
+        status = sizes(f"/proc/{pid}/status")
         if b"RssAnon" in status:
             resident = status[b"RssAnon"] + status.get(b"RssShmem", 0)
             return Storage(resident, resident, status.get(b"VmSwap", 0), 0)
     return None
 
 
-def _rollup(pid: int) -> dict[bytes, int]:
-    """The sums over all mappings, in bytes; nothing for a process that is just ending."""
-    return _table(_read(f"/proc/{pid}/smaps_rollup"))
-
-
-def _table(text: bytes) -> dict[bytes, int]:
-    """Lines such as ``Rss:  20 kB``, in bytes."""
-    found = {}
-    for line in text.splitlines():
-        words = line.split()
-        if len(words) == 3 and words[2] == b"kB":
-            found[words[0][:-1]] = int(words[1]) * 1024
-    return found
-
-
 def _counts(pid: int) -> _Counts | None:
     """What the kernel counts by itself; None for a process that is gone."""
     try:
-        fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split(maxsplit=23)
+        fields = read_now(f"/proc/{pid}/stat").rpartition(b")")[2].split(maxsplit=23)
         minor, major = int(fields[7]), int(fields[9])
         return _Counts(fields[19], minor + major, major, int(fields[21]))
     except (OSError, IndexError):
         return None
-
-
-def _clear_referenced(pid: int) -> None:
-    descriptor = os.open(f"/proc/{pid}/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(descriptor, b"1")
-    finally:
-        os.close(descriptor)
-
-
-def _read(path: str) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(descriptor, 8192)
-    finally:
-        os.close(descriptor)

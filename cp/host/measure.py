@@ -7,7 +7,9 @@ import time
 from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
-__all__ = ["Clock", "Size", "activity", "folder_size", "processes", "storage", "written"]
+from retinue.cp.host.kernel_files import sizes
+
+__all__ = ["Clock", "Size", "activity", "folder_size", "processes", "rollup", "storage", "written"]
 
 DEEPEST: Final = 256
 """Levels of folders that are looked into. Each takes a descriptor while one is in it."""
@@ -85,9 +87,9 @@ def storage(pids: Iterable[int], apart: Collection[tuple[int, int]] = ()) -> int
     memfds: dict[tuple[int, int], int] = {}
     for pid in pids:
         with contextlib.suppress(OSError):
-            rollup = _rollup(pid)
-            anonymous, shmem = rollup.get("Pss_Anon", 0), rollup.get("Pss_Shmem", 0)
-            plain += anonymous + rollup.get("SwapPss", 0) + max(0, rollup.get("Pss_Dirty", 0) - anonymous - shmem)
+            sums = rollup(pid)
+            anonymous, shmem = sums.get(b"Pss_Anon", 0), sums.get(b"Pss_Shmem", 0)
+            plain += anonymous + sums.get(b"SwapPss", 0) + max(0, sums.get(b"Pss_Dirty", 0) - anonymous - shmem)
             if apart:
                 plain -= _changed(pid, apart)
             shared += shmem
@@ -110,14 +112,9 @@ def written(pids: Iterable[int]) -> int:
     return total
 
 
-def _rollup(pid: int) -> dict[str, int]:
-    found = {}
-    with open(f"/proc/{pid}/smaps_rollup") as rollup:
-        next(rollup)
-        for line in rollup:
-            name, _, value = line.partition(":")
-            found[name] = int(value.split()[0]) * 1024
-    return found
+def rollup(pid: int) -> dict[bytes, int]:
+    """The sums over all mappings of a process, in bytes; nothing for one that is just ending. OSError."""
+    return sizes(f"/proc/{pid}/smaps_rollup")
 
 
 def _changed(pid: int, files: Collection[tuple[int, int]]) -> int:
@@ -247,7 +244,7 @@ def resident(pid: int | None) -> int | None:
     if not pid:
         return None
     with contextlib.suppress(OSError):
-        if pss := _rollup(pid).get("Pss"):
+        if pss := rollup(pid).get(b"Pss"):
             return pss
     try:
         with open(f"/proc/{pid}/statm", "rb") as statm:
