@@ -170,12 +170,8 @@ class Census:
         """Bytes of real storage that all of them had when they were last looked at."""
         return sum(record.resident for record in list(self.records.values()))
 
-    def look(self, now: float, machines: Sequence[Machine], segments: Mapping[str, int], *, working: bool) -> None:
-        """Look at all of them.
-
-        :param segments: bytes of segments in real storage, by machine.
-        :param working: look at the working set of some of them, too.
-        """
+    def look(self, now: float, machines: Sequence[Machine], segments: Mapping[str, int]) -> None:
+        """Look at all of them, and at the working set of some. ``segments``: bytes in real storage, by machine."""
         keys = [(machine.name, machine.generation) for machine in machines]
         measured = self._host.measure(keys) if keys else {}
         counted: set[str] = set()
@@ -197,8 +193,7 @@ class Census:
         for key in self.records.keys() - measured.keys():
             del self.records[key]
         self.looked = True
-        if working:
-            self._look_at_work(now)
+        self._look_at_work(now)
 
     def cpu_time(self, machine: Machine) -> float | None:
         """Seconds of processor that it has used; of a native program with all its processes."""

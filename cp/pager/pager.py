@@ -203,7 +203,7 @@ class Pager:
     def _look(self, now: float, machines: list[Machine]) -> None:
         """In a thread."""
         segments = {} if self.segments is None else self.segments.resident()
-        self.census.look(now, machines, segments, working=True)
+        self.census.look(now, machines, segments)
 
     async def pass_(self) -> None:
         """Look, take what is too much, and go on as far as that does not help."""
@@ -215,8 +215,8 @@ class Pager:
         self._rate = max(rate, self._rate / 2)
         taken = await self._take_all(plan(figures, self._aim(), self._cp.host.pressure()))
         total = self._total = max(self.census.total - taken, 0)
-        self._took = trio.current_time() - began
         self._passed = trio.current_time()
+        self._took = self._passed - began
         step = self.overcommit.look(now, total, limit, more=taken >= LEAST)
         if step is not None and limit is not None:
             self._go_to(step, total, limit, figures)
@@ -235,7 +235,7 @@ class Pager:
         total = 0
         places = trio.Semaphore(AT_ONCE)
 
-        async def take_whole(take: Take) -> None:
+        async def take_one(take: Take) -> None:
             nonlocal total
             async with places:
                 taken = await self._take(take)
@@ -243,7 +243,7 @@ class Pager:
 
         async with trio.open_nursery() as nursery:
             for take in takes:
-                nursery.start_soon(take_whole, take)
+                nursery.start_soon(take_one, take)
         return total
 
     async def _take(self, take: Take) -> int:
