@@ -117,6 +117,15 @@ def show(report: dict[str, Any], *, as_json: bool) -> None:
         print(plain(report))
 
 
+def conclude(report: dict[str, Any], *, as_json: bool) -> int:
+    """Print a report and what of it is not kept; the exit status, which is 1 if that is anything."""
+    show(report, as_json=as_json)
+    missed = [each["name"] for each in report["results"] if each["met"] is False]
+    for name in missed:
+        print(f"not kept: {name}", file=sys.stderr)
+    return 1 if missed else 0
+
+
 def progress(text: str) -> None:
     """Tell whoever waits what is going on, beside the report."""
     print(text, file=sys.stderr, flush=True)
