@@ -381,7 +381,9 @@ class Incarnation:
                 return await self._hand_over(message, None, descriptor)
             case ["segment", {"name": str(name), "size": int(size), "keep": bool(keep), **more}] if not more:
                 return await self._hand_over(message, None, await self._cp.segments.grant(self, name, size, keep=keep))
-        raise Rejected("unknown-verb", "the control program knows ready, connect, rebind and segment")
+            case ["socket", {"address": str(address), "kind": str(kind), **more}] if not more:
+                return await self._hand_over(message, None, await self._cp.host_sockets.connect(self, address, kind))
+        raise Rejected("unknown-verb", "the control program knows ready, connect, rebind, segment and socket")
 
     def _failed(self, message: Message, exc: Exception) -> None:
         # A bug of ours. It must not end the system because a machine has found it.

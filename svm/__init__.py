@@ -19,8 +19,11 @@ from retinue.svm.fan import Fan as Fan
 from retinue.svm.machine import Machine as Machine
 from retinue.svm.outside import Datagrams as Datagrams
 from retinue.svm.outside import OutsideStream as OutsideStream
+from retinue.svm.outside import UnixDatagrams as UnixDatagrams
 from retinue.svm.outside import dial as dial
+from retinue.svm.outside import dial_unix as dial_unix
 from retinue.svm.outside import open_datagrams as open_datagrams
+from retinue.svm.outside import open_unix_datagrams as open_unix_datagrams
 from retinue.svm.segment import Segment as Segment
 
 __all__ = [
@@ -36,9 +39,12 @@ __all__ = [
     "OutsideFailed",
     "OutsideStream",
     "Segment",
+    "UnixDatagrams",
     "dial",
+    "dial_unix",
     "new_trace",
     "open_datagrams",
+    "open_unix_datagrams",
     "trace",
     "tracing",
 ]

@@ -1,5 +1,7 @@
 """Going outside: connections and datagrams that the machine with the network makes for this one, where it may.
 
+Also to UNIX sockets of the host, as far as the topology lets that machine have them.
+
 ``edge`` is an edge to that machine (``retinue.services.tcpip``). It resolves names, decides by its ``config.allow``,
 and connects. What is refused raises :exc:`~retinue.pipes.AccessDenied`, whose text has the line that would allow it.
 """
@@ -16,6 +18,9 @@ from retinue.svm.machine import Machine
 # What UDP over IPv4 can carry: 65,535 bytes without the headers of both.
 MAX_DATAGRAM: Final = 65507
 
+# A call on a path for datagrams to a UNIX socket: all that were sent before it are with whoever reads the socket.
+FLUSH: Final = {"type": "unix.flush"}
+
 Address = tuple[str, int]
 
 _OUTSIDE: Final = frozenset({"unresolved", "unreachable", "timeout"})
@@ -23,13 +28,14 @@ _TURNED_AWAY: Final = frozenset({"exhausted", "stopping"})
 
 
 class OutsideStream(PathStream):
-    """The bytes of a TCP connection: a stream of trio, for whatever takes one, such as :class:`trio.SSLStream`.
+    """The bytes of a connection: a stream of trio, for whatever takes one, such as :class:`trio.SSLStream`.
 
-    ``address`` is the IP address and port at its other end. ``abort()``, and a death of this machine, reset the
-    connection; a connection that is reset from outside raises :exc:`trio.BrokenResourceError`.
+    ``address`` is the IP address and port at its other end, or the address of a UNIX socket. ``abort()``, and a death
+    of this machine, reset the connection (whoever is at a UNIX socket only sees it end); a connection that is reset
+    from outside raises :exc:`trio.BrokenResourceError`.
     """
 
-    def __init__(self, path: Path, address: Address) -> None:
+    def __init__(self, path: Path, address: Address | str) -> None:
         path.stream()
         assert path.chunks is not None
         super().__init__(path, path.chunks)
@@ -44,17 +50,25 @@ async def dial(vm: Machine[Any], edge: str, host: str, port: int) -> OutsideStre
     :exc:`~retinue.svm.BadDestination`, :exc:`~retinue.svm.ConnectRefused` (the machine with the network takes no
     more), or what ``vm.connect`` raises.
     """
-    path, address = await _open(vm, edge, "tcp.connect", host, port)
-    try:
-        return OutsideStream(path, address)
-    except BaseException:
-        path.sever()
-        raise
+    return _stream(*await _open(vm, edge, {"type": "tcp.connect", "host": host, "port": port}))
 
 
 async def open_datagrams(vm: Machine[Any], edge: str, host: str, port: int) -> "Datagrams":
     """UDP to one host and port, through the machine at the end of ``edge``. Raises as :func:`dial` does."""
-    return Datagrams(*await _open(vm, edge, "udp.open", host, port))
+    return Datagrams(*await _open(vm, edge, {"type": "udp.open", "host": host, "port": port}))
+
+
+async def dial_unix(vm: Machine[Any], edge: str, address: str) -> OutsideStream:
+    """A connection to a UNIX socket of the host (``/run/x``, ``@name``), through the machine at the end of ``edge``.
+
+    Raises as :func:`dial` does.
+    """
+    return _stream(*await _open(vm, edge, {"type": "unix.connect", "address": address}))
+
+
+async def open_unix_datagrams(vm: Machine[Any], edge: str, address: str) -> "UnixDatagrams":
+    """Datagrams to a UNIX socket of the host, through the machine at the end of ``edge``. Raises as :func:`dial`."""
+    return UnixDatagrams(*await _open(vm, edge, {"type": "unix.open", "address": address}))
 
 
 class Datagrams(trio.abc.Channel[bytes]):
@@ -64,7 +78,7 @@ class Datagrams(trio.abc.Channel[bytes]):
     ``udp_idle_time``) it ends.
     """
 
-    def __init__(self, path: Path, address: Address) -> None:
+    def __init__(self, path: Path, address: Address | str) -> None:
         self.path = path
         self.address = address
 
@@ -109,10 +123,45 @@ class Datagrams(trio.abc.Channel[bytes]):
         await self.path.aclose()
 
 
-async def _open(vm: Machine[Any], edge: str, verb: str, host: str, port: int) -> tuple[Path, Address]:
+class UnixDatagrams(Datagrams):
+    """Datagrams to a UNIX socket of the host: none is lost on the way, and whoever sends too fast waits.
+
+    Nothing comes back. They end when nobody reads the socket any more.
+    """
+
+    async def flush(self) -> None:
+        """Until whoever reads the socket has all that was sent: the kernel keeps it for that process.
+
+        trio.BrokenResourceError when it has not got it, trio.ClosedResourceError when this end was closed.
+        """
+        try:
+            await self.path.call(FLUSH)
+        except (PathSevered, PathClosed) as exc:
+            raise _ended(exc) from exc
+
+    async def aclose(self) -> None:
+        """Close it, after what was sent is with whoever reads the socket."""
+        try:
+            if self.path.severed is None:
+                await self.flush()
+        except trio.BrokenResourceError:
+            pass  # as it is for a stream: closing tells nothing
+        finally:
+            await self.path.aclose()
+
+
+def _stream(path: Path, address: Address | str) -> OutsideStream:
+    try:
+        return OutsideStream(path, address)
+    except BaseException:
+        path.sever()
+        raise
+
+
+async def _open(vm: Machine[Any], edge: str, question: dict[str, Any]) -> tuple[Path, Address | str]:
     path = await vm.connect(edge)
     try:
-        untrusted = await path.call({"type": verb, "host": host, "port": port})
+        untrusted = await path.call(question)
         return path, _read_address(untrusted)
     except PathError as exc:
         path.sever()
@@ -142,8 +191,10 @@ def _number(untrusted: Any) -> int:
     return number if type(number) is int else 0
 
 
-def _read_address(untrusted: Any) -> Address:
+def _read_address(untrusted: Any) -> Address | str:
     address = untrusted.get("address") if type(untrusted) is dict else None
+    if type(address) is str:
+        return address
     if type(address) is list and [type(each) for each in address] == [str, int]:
         return address[0], address[1]
     raise Rejected("bad-reply", "the machine at the end of the edge does not speak for the outside")

@@ -99,6 +99,7 @@ def machine_keys(machine: MachineEntry, hide: Callable[[Any], Any]) -> dict[str,
         machine.kind: _json(list(machine.command)) if machine.kind == "exec" else _word(machine.program),
         "threads": _word(machine.threads),
         "network": _json(machine.network),
+        "host_sockets": _json(list(machine.host_sockets) or None),
         "storage": _size(machine.storage),
         "segments": _size(machine.segments),
         "log": _log(machine.log),
@@ -154,7 +155,8 @@ def _duration(seconds: float) -> Said:
 def _paging(paging: PagingVolume | None) -> Said:
     if paging is None:
         return _word(None)
-    return _table("", volume=_word(paging.volume), size=_size(paging.size))
+    size = _size(paging.size)
+    return _table(f"{paging.volume} of {size.shown}", volume=_word(paging.volume), size=size)
 
 
 def _idle_page_out(seconds: float | None) -> Said:

@@ -10,6 +10,7 @@ from typing import Any, Final, cast, get_args
 from retinue.cp.directory.commands import read_command, read_sockets
 from retinue.cp.directory.disks import read_disks, read_links
 from retinue.cp.directory.edges import read_edges
+from retinue.cp.directory.host_sockets import read_host_sockets
 from retinue.cp.directory.lives import LIFE_KEYS, read_life
 from retinue.cp.directory.logs import default_log, read_log
 from retinue.cp.directory.model import (
@@ -38,7 +39,7 @@ from retinue.cp.directory.volume import read_paging
 #: The keys that the tables may have, in the order in which the reference page explains them.
 SYSTEM_KEYS: Final = ("name", "syslog", "preload", "secret", "seal", "storage", "idle_page_out", "paging", "log")
 MACHINE_KEYS: Final = (
-    *("program", "asgi", "wsgi", "threads", "exec", "network", "storage", "segments", "share", "cpu"),
+    *("program", "asgi", "wsgi", "threads", "exec", "network", "host_sockets", "storage", "segments", "share", "cpu"),
     *LIFE_KEYS,
     *RESIDENCE_KEYS,
     *("log", "uses", "sockets", "disks", "links", "secrets", "config"),
@@ -119,6 +120,7 @@ def _machine(name: str, table: Table, system: System) -> MachineEntry:
         kind=kind,
         program=program,
         network=table.value("network", bool, "true or false") or False,
+        host_sockets=read_host_sockets(table),
         storage=_storage(table) or STORAGE_DEFAULT,
         uses=read_edges(name, table),
         disks=read_disks(name, table),
@@ -193,6 +195,9 @@ def _check_kind(table: Table, machine: MachineEntry) -> None:
         table.wrong("threads", "threads is for WSGI applications", "remove it")
     if "sockets" in table.values and not table.given("exec"):
         table.wrong("sockets", "sockets are for native programs, which exec names", "remove them")
+    if "host_sockets" in table.values and (not table.given("network") or table.values.get("network") is False):
+        hint = "give it to that one, and let this one use it by an edge"
+        table.wrong("host_sockets", "host_sockets are for the machine with the network", hint)
     if machine.kind == "exec":
         if "segments" in table.values:
             table.wrong("segments", "a native program cannot ask for segments", "remove it")

@@ -114,6 +114,7 @@ def as_json(directory: Directory) -> dict[str, Any]:
                 "command": list(machine.command),
                 "threads": machine.threads if machine.kind == "wsgi" else None,
                 "network": machine.network,
+                "host_sockets": list(machine.host_sockets),
                 "storage": machine.storage,
                 "segments": machine.most_segments or None,
                 "share": machine.share,

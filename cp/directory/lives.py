@@ -147,8 +147,6 @@ def _no_instances(system: System, machine: MachineEntry) -> tuple[str, str] | No
         return "has the network, and only one of its instances could listen", remove
     if machine.name == system.syslog:
         return "is the syslog machine, and there is one log", remove
-    if machine.start == "on-demand":
-        return "starts on demand, and nothing says how many of its instances are demanded", "remove one of the two"
     disks = [disk.name for disk in machine.disks if not disk.temporary]
     if disks:
         cure = "make it temporary, or link to a disk of another machine"

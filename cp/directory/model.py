@@ -277,6 +277,9 @@ class MachineEntry:
     ``priority`` one is ended first when that is not enough. ``idle_page_out`` is how many seconds without running
     until it is paged out (0: never; None: as the system says).
 
+    ``host_sockets`` are the addresses of UNIX sockets of the host that it may be connected to, as ``/dev/log``, or
+    ``@name`` for an abstract one.
+
     One machine of several behind a name, as :meth:`Directory.expanded` makes them, has that name as ``base``.
     """
 
@@ -311,6 +314,7 @@ class MachineEntry:
     reserve: int = 0
     priority: int = PRIORITY_DEFAULT
     idle_page_out: float | None = None
+    host_sockets: tuple[str, ...] = ()
 
     @property
     def pause(self) -> float:

@@ -1,4 +1,4 @@
-"""The site's collector of records, and the ways to it: a connection of TCP, or datagrams.
+"""The site's collector of records, and the ways to it: a connection of TCP, or datagrams, or a UNIX socket with either.
 
 Everything goes through the machine at the end of an edge, which is TCPIP: its ``config.allow`` decides.
 """
@@ -13,7 +13,17 @@ import trio
 
 from retinue.pipes import PathError
 from retinue.services.syslog.rfc5424 import count_octets
-from retinue.svm import Datagrams, Machine, OutsideStream, dial, open_datagrams
+from retinue.svm import (
+    Datagrams,
+    Machine,
+    OutsideStream,
+    UnixDatagrams,
+    dial,
+    dial_unix,
+    open_datagrams,
+    open_unix_datagrams,
+)
+from retinue.svm.host_socket import MAX_ADDRESS, is_address
 
 # How long a collector may take to accept what is sent at once, in bytes and seconds, and to read what is on its way and
 # close a connection that has ended: some hundred KiB, over a slow line.
@@ -29,10 +39,8 @@ BURST_PAUSE: Final = 0.005
 
 _HOST: Final = re.compile(r"[^\s/:@?#\[\]]+")
 _PORT: Final = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
-_UNIX: Final = (
-    "a UNIX socket is out of every machine's reach: the seal leaves TCPIP sockets of TCP and UDP, and no file; "
-    'let the collector listen on 127.0.0.1, too, and write "tcp://127.0.0.1:PORT"'
-)
+_FORMS: Final = '"tcp://HOST:PORT", "udp://HOST:PORT", "unix:///PATH", "unix-stream:///PATH"'
+_PROTOCOLS: Final = ("tcp", "udp", "unix", "unix-stream")
 
 
 class BadCollector(ValueError):
@@ -49,24 +57,34 @@ class CollectorLost(Exception):
 
 @attrs.frozen
 class Collector:
-    """Where records are sent. As a text it is what the config has."""
+    """Where records are sent. As a text it is what the config has.
 
-    protocol: Literal["tcp", "udp"]
+    ``unix`` takes datagrams; of both kinds of UNIX sockets ``host`` is the address, and ``port`` 0.
+    """
+
+    protocol: Literal["tcp", "udp", "unix", "unix-stream"]
     host: str
     port: int
 
     def __str__(self) -> str:
+        if self.protocol in ("unix", "unix-stream"):
+            return f"{self.protocol}://{self.host}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.protocol}://{host}:{self.port}"
 
 
 def parse_collector(text: str) -> Collector:
-    """``"tcp://log.example.org:514"`` or ``"udp://[2001:db8::7]:514"``. Raises :exc:`BadCollector`."""
+    """``"tcp://log.example.org:514"``, ``"udp://[2001:db8::7]:514"``, ``"unix:///dev/log"`` or
+    ``"unix-stream://@collector"``. Raises :exc:`BadCollector`.
+    """
     protocol, mark, rest = text.partition("://")
-    if text.startswith("unix:"):
-        raise BadCollector(text, _UNIX)
-    if not mark or protocol not in ("tcp", "udp"):
-        raise BadCollector(text, 'write "tcp://HOST:PORT" or "udp://HOST:PORT"')
+    if not mark or protocol not in _PROTOCOLS:
+        raise BadCollector(text, f"write one of {_FORMS}")
+    if protocol in ("unix", "unix-stream"):
+        if not is_address(rest):
+            form = f'"{protocol}:///PATH", the path without detours, or "{protocol}://@NAME" for an abstract name'
+            raise BadCollector(text, f"write {form}; {MAX_ADDRESS} bytes at most")
+        return Collector("unix" if protocol == "unix" else "unix-stream", rest, 0)
     host, colon, port = rest.rpartition(":")
     if not colon or not _PORT.fullmatch(port) or int(port) > 65535:
         raise BadCollector(text, "at its end is a port from 1 to 65535, as in tcp://log.example.org:514")
@@ -101,16 +119,21 @@ class Link(Protocol):
 async def open_link(vm: Machine[Any], edge: str, collector: Collector, nursery: trio.Nursery) -> Link:
     """A way to the collector; a task of it runs in ``nursery``. Raises as :func:`~retinue.svm.dial` does."""
     link: StreamLink | DatagramLink
-    if collector.protocol == "tcp":
-        link = StreamLink(await dial(vm, edge, collector.host, collector.port))
-    else:
-        link = DatagramLink(await open_datagrams(vm, edge, collector.host, collector.port))
+    match collector.protocol:
+        case "tcp":
+            link = StreamLink(await dial(vm, edge, collector.host, collector.port))
+        case "unix-stream":
+            link = StreamLink(await dial_unix(vm, edge, collector.host))
+        case "udp":
+            link = DatagramLink(await open_datagrams(vm, edge, collector.host, collector.port))
+        case "unix":
+            link = UnixDatagramLink(await open_unix_datagrams(vm, edge, collector.host))
     nursery.start_soon(link.listen)
     return link
 
 
 class StreamLink:
-    """One connection of TCP, octet-counted. Its orderly end is the collector's only word that it has read it all.
+    """One connection, octet-counted. Its orderly end is the collector's only word that it has read it all.
 
     A collector that ends it before it has read what has come resets it. What comes later is reset within a round trip,
     which is waited for first: an end that only crosses what was sent is no word about that.
@@ -204,3 +227,30 @@ class DatagramLink:
 
     def cut(self) -> None:
         self._datagrams.path.sever("closed", "")
+
+
+class UnixDatagramLink(DatagramLink):
+    """Datagrams to a UNIX socket of this host, one for each message. The kernel keeps them for the collector."""
+
+    def __init__(self, datagrams: UnixDatagrams) -> None:
+        super().__init__(datagrams)
+        self._socket = datagrams
+
+    async def send(self, messages: Sequence[bytes]) -> None:
+        try:
+            for message in messages:
+                with trio.fail_after(SEND_TIME):
+                    await self._socket.send(message)
+        except trio.TooSlowError:
+            raise CollectorLost(f"it took nothing of what was sent within {SEND_TIME:g} s") from None
+        except trio.BrokenResourceError as exc:
+            raise CollectorLost(str(exc)) from None
+
+    async def finish(self) -> None:
+        try:
+            with trio.fail_after(SEND_TIME):
+                await self._socket.flush()
+        except trio.TooSlowError:
+            raise CollectorLost(f"it did not take what was sent within {SEND_TIME:g} s") from None
+        except trio.BrokenResourceError as exc:
+            raise CollectorLost(str(exc)) from None

@@ -11,7 +11,8 @@ config.listen         ``{ "127.0.0.1:8080" = "web" }``: address -> local name of
 config.allow          ``{ SHOP = ["api.example.org:443"] }``: machine, or ``*`` -> where it may go; nobody else anywhere
 config.*              limits and times, :class:`Config`
 edges used            every edge that ``listen`` names
-edges provided        ``tcp.connect`` and ``udp.open``; :mod:`retinue.svm.outside` speaks them
+edges provided        ``tcp.connect``, ``udp.open``, ``unix.connect`` and ``unix.open``; :mod:`retinue.svm.outside`
+                      speaks them
 ====================  =============================================================================================
 
 Who learns what, and when: ``docs/reference/tcpip.md``.
@@ -60,7 +61,7 @@ async def run(vm: Machine[Config], resolver: Resolver) -> None:
         async with trio.open_nursery() as recording:
             async with trio.open_nursery() as connections:
                 gate = Gate(vm, connections)
-                outbound = Outbound(config, policy, resolver, Tallies(recording), connections)
+                outbound = Outbound(vm, policy, resolver, Tallies(recording), connections)
                 async with trio.open_nursery() as accepting:
                     for listener, edge in listeners:
                         accepting.start_soon(gate.accept_all, listener, edge)

@@ -1,9 +1,9 @@
-"""Where a machine wants to go: a protocol, a host and a port, in one spelling each.
+"""Where a machine wants to go: a protocol, a host and a port, in one spelling each; or a UNIX socket of this host.
 
 A host is an IP address or a name. An address counts as one only as the :mod:`ipaddress` module reads it; the other
 spellings that a C library takes for an address (``127.1``, ``0x7f.1``, ``2130706433``) are neither, nor is an address
 with a zone. IPv4 in IPv6 (``::ffff:10.0.0.1``) is IPv4. A name is in small letters, without a dot at its end, and in
-ASCII (IDNA).
+ASCII (IDNA). A UNIX socket is an absolute path without detours, or ``@name`` if it is abstract.
 """
 
 import ipaddress
@@ -13,7 +13,9 @@ from typing import Any, Final, Literal
 import attrs
 import idna
 
-Protocol = Literal["tcp", "udp"]
+from retinue.svm.host_socket import MAX_ADDRESS, is_address
+
+Protocol = Literal["tcp", "udp", "unix"]
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # RFC 1035, 2.3.4, without the dot at the end.
@@ -73,13 +75,18 @@ def read_name(text: str) -> str:
 
 @attrs.frozen
 class Destination:
-    """``host`` as :func:`read_host` gives it. As a text it is what a rule for it alone would be."""
+    """``host`` as :func:`read_host` gives it, of ``unix`` the address of the socket, whose port is 0.
+
+    As a text it is what a rule for it alone would be.
+    """
 
     protocol: Protocol
     host: str | IPAddress
     port: int
 
     def __str__(self) -> str:
+        if self.protocol == "unix":
+            return f"unix:{self.host}"
         host = f"[{self.host}]" if isinstance(self.host, ipaddress.IPv6Address) else str(self.host)
         return f"{'udp:' if self.protocol == 'udp' else ''}{host}:{self.port}"
 
@@ -95,3 +102,13 @@ def read_destination(protocol: Protocol, untrusted_host: Any, untrusted_port: An
     if type(untrusted_port) is not int or not 0 < untrusted_port < 65536:
         raise ValueError("the port is no whole number from 1 to 65535")
     return Destination(protocol, read_host(untrusted_host), untrusted_port)
+
+
+def read_socket(untrusted_address: Any) -> Destination:
+    """The socket of a request or a rule. ValueError, with what is wrong."""
+    if type(untrusted_address) is not str or not is_address(untrusted_address):
+        raise ValueError(
+            "the address of a socket is an absolute path without detours, or @ and an abstract name; "
+            f"{MAX_ADDRESS} bytes at most"
+        )
+    return Destination("unix", untrusted_address, 0)

@@ -1,7 +1,7 @@
 """Connections and datagrams that other machines ask for, as far as the policy lets them.
 
-A machine opens a path and calls ``tcp.connect`` or ``udp.open``. What is refused is a counted record; what is allowed
-turns the path into the stream of a connection, or into a carrier of datagrams.
+A machine opens a path and calls ``tcp.connect``, ``udp.open``, ``unix.connect`` or ``unix.open``. What is refused is a
+counted record; what is allowed turns the path into the stream of a connection, or into a carrier of datagrams.
 """
 
 import errno
@@ -20,14 +20,23 @@ from retinue.pipes import Path, PathError, Rejected
 from retinue.pipes.message import close_all
 from retinue.services.tcpip.config import Config
 from retinue.services.tcpip.datagrams import DatagramRelay
-from retinue.services.tcpip.destination import Destination, IPAddress, Protocol, read_address, read_destination
+from retinue.services.tcpip.destination import (
+    Destination,
+    IPAddress,
+    Protocol,
+    read_address,
+    read_destination,
+    read_socket,
+)
 from retinue.services.tcpip.dialling import connect_tcp, connect_udp
 from retinue.services.tcpip.gate import EXHAUSTED
+from retinue.services.tcpip.host_datagrams import hand_on
 from retinue.services.tcpip.inside import is_inside, is_own
 from retinue.services.tcpip.policy import OutsideDenied, Policy
 from retinue.services.tcpip.relay import Relay, Relays, hang_up
 from retinue.services.tcpip.resolver import Resolver
 from retinue.services.tcpip.tallies import Tallies
+from retinue.svm import BadDestination, Machine, OutsideFailed
 
 log: Final = logging.getLogger("retinue.tcpip")
 
@@ -36,17 +45,31 @@ OPENING_TIME: Final = 5.0
 # Messages that a machine may have outstanding with us: datagrams. A program that dials has one.
 LIMIT: Final = 64
 
-_VERBS: Final[dict[str, Protocol]] = {"tcp.connect": "tcp", "udp.open": "udp"}
+_VERBS: Final[dict[str, Protocol]] = {
+    "tcp.connect": "tcp",
+    "udp.open": "udp",
+    "unix.connect": "unix",
+    "unix.open": "unix",
+}
 
 
 @attrs.frozen
 class Opened:
-    """What a request has come to: a connected socket of TCP or UDP, and the address at its other end."""
+    """What a request has come to: a connected socket, and the address at its other end.
+
+    ``handed_on`` is the way to a UNIX socket that takes datagrams.
+    """
 
     destination: Destination
-    address: IPAddress
+    address: IPAddress | str
     stream: trio.socket.SocketType | None = None
     datagrams: socket.socket | None = None
+    handed_on: Path | None = None
+
+    @property
+    def told(self) -> Any:
+        """The address, as the machine is told."""
+        return self.address if isinstance(self.address, str) else [str(self.address), self.destination.port]
 
     @property
     def here(self) -> str:
@@ -60,9 +83,10 @@ class Outbound:
     """The paths of all machines that ask to go outside; they run in ``nursery``."""
 
     def __init__(
-        self, config: Config, policy: Policy, resolver: Resolver, tallies: Tallies, nursery: trio.Nursery
+        self, vm: Machine[Config], policy: Policy, resolver: Resolver, tallies: Tallies, nursery: trio.Nursery
     ) -> None:
-        self._config = config
+        self._vm = vm
+        self._config = vm.config
         self._policy = policy
         self._resolver = resolver
         self._tallies = tallies
@@ -125,7 +149,7 @@ class Outbound:
         close_all(message.descriptors)
         if not message.wants_reply:
             # A path that outlived the TCPIP that it was opened with, perhaps, with a datagram on it.
-            raise Rejected("refused", "nothing is open on this path: it begins with tcp.connect or udp.open")
+            raise Rejected("refused", "nothing is open on this path: it begins with tcp.connect, udp.open or the like")
         opened: Opened | None = None
         with trio.CancelScope() as message.scope:
             if not message.withdrawn:
@@ -139,7 +163,7 @@ class Outbound:
             if opened is not None:
                 _close(opened)
             return None
-        path.reply(message, {"address": [str(opened.address), opened.destination.port]})
+        path.reply(message, {"address": opened.told})
         return opened
 
     async def _run(self, path: Path, opened: Opened) -> None:
@@ -154,6 +178,11 @@ class Outbound:
                 orderly = relay.orderly
             finally:
                 hang_up(opened.stream, orderly=orderly)
+        elif opened.handed_on is not None:
+            try:
+                await hand_on(path, opened.handed_on)
+            finally:
+                _close(opened)
         else:
             assert opened.datagrams is not None
             try:
@@ -173,6 +202,8 @@ class Outbound:
             raise Rejected("stopping", "TCPIP is stopping")
         try:
             self._policy.check(machine, destination)
+            if destination.protocol == "unix":
+                return await self._reach_socket(machine, destination, datagrams=body["type"] == "unix.open")
             addresses = await self._addresses(machine, destination)
             return await self._connect(machine, destination, addresses)
         except OutsideDenied as exc:
@@ -185,6 +216,8 @@ class Outbound:
         if protocol is None:
             raise Rejected("unknown-message", f"TCPIP answers calls of the types {' and '.join(_VERBS)}")
         try:
+            if protocol == "unix":
+                return read_socket(untrusted.get("address"))
             return read_destination(protocol, untrusted.get("host"), untrusted.get("port"))
         except ValueError as exc:
             self._refuse(machine, "bad-destination", str(exc))
@@ -235,11 +268,31 @@ class Outbound:
             text = f"{destination} did not answer within {self._config.connect_time:g} s"
             raise Rejected("timeout", text, {"errno": errno.ETIMEDOUT})
         # A connection from an address to itself stays on this host, also where is_own could not tell.
-        covered = self._policy.covers(machine, destination.at(opened.address))
-        if not covered and read_address(opened.here) == opened.address:
+        covered = self._policy.covers(machine, destination.at(address))
+        if not covered and read_address(opened.here) == address:
             _close(opened)
-            raise self._policy.inside(machine, destination, opened.address)
+            raise self._policy.inside(machine, destination, address)
         return opened
+
+    async def _reach_socket(self, machine: str, destination: Destination, *, datagrams: bool) -> Opened:
+        """A UNIX socket of the host, to which the control program connects this machine, if the topology names it."""
+        address = str(destination.host)
+        try:
+            with trio.fail_after(self._config.connect_time):
+                if datagrams:
+                    return Opened(destination, address, handed_on=await self._vm.host_datagrams(address))
+                return Opened(destination, address, stream=(await self._vm.host_stream(address)).socket)
+        except OutsideFailed as exc:
+            raise Rejected("unreachable", str(exc), {"errno": exc.errno}) from exc
+        except BadDestination as exc:
+            self._refuse(machine, "bad-destination", exc.text)
+        except trio.TooSlowError:
+            text = f"{destination} was not connected within {self._config.connect_time:g} s"
+            raise Rejected("timeout", text, {"errno": errno.ETIMEDOUT}) from None
+        except Rejected as exc:
+            # Also of the topology's host_sockets: the text has what to add there.
+            self._record(machine, exc.code, exc.text, str(destination))
+            raise
 
     # -- records ------------------------------------------------------------------------------------------------------
 
@@ -260,6 +313,8 @@ class Outbound:
 def _close(opened: Opened) -> None:
     if opened.stream is not None:
         hang_up(opened.stream, orderly=False)
+    if opened.handed_on is not None:
+        opened.handed_on.sever()
     if opened.datagrams is not None:
         trio.lowlevel.notify_closing(opened.datagrams)
         opened.datagrams.close()

@@ -1,4 +1,4 @@
-"""One line of ``config.allow``: a host or many, and the ports there.
+"""One line of ``config.allow``: a host or many, and the ports there; or a UNIX socket of this host.
 
 ==================================  =================================================================================
 ``api.example.org:443``             this name
@@ -7,6 +7,7 @@
 ``10.0.0.0/8:5432``, ``[2001:db8::/32]:443``   every address of the network
 ``...:8000-8100``, ``...:*``        a range of ports, every port
 ``udp:192.0.2.53:53``               UDP instead of TCP
+``unix:/dev/log``, ``unix:@name``   this socket; :mod:`the topology <retinue.svm.host_socket>` must name it, too
 ==================================  =================================================================================
 """
 
@@ -16,7 +17,15 @@ from typing import Final
 
 import attrs
 
-from retinue.services.tcpip.destination import BadHost, Destination, IPAddress, Protocol, read_address, read_name
+from retinue.services.tcpip.destination import (
+    BadHost,
+    Destination,
+    IPAddress,
+    Protocol,
+    read_address,
+    read_name,
+    read_socket,
+)
 from retinue.services.tcpip.inside import Network, is_inside, lies_inside
 
 _PORTS: Final = re.compile(r"([1-9][0-9]{0,4})(?:-([1-9][0-9]{0,4}))?", re.ASCII)
@@ -33,7 +42,10 @@ class BadRule(ValueError):
 
 @attrs.frozen
 class Rule:
-    """Where one rule lets a machine go. Of ``name`` and ``network`` one is None; a ``name`` may begin with ``*.``."""
+    """Where one rule lets a machine go. Of ``name`` and ``network`` one is None; a ``name`` may begin with ``*.``.
+
+    That of a UNIX socket is its address, and its port is 0.
+    """
 
     text: str
     protocol: Protocol
@@ -65,6 +77,12 @@ class Rule:
 
 def parse_rule(text: str) -> Rule:
     """A rule as it is written. Raises :exc:`BadRule`."""
+    if text.startswith("unix:"):
+        try:
+            address = str(read_socket(text.removeprefix("unix:")).host)
+        except ValueError as exc:
+            raise BadRule(text, str(exc)) from None
+        return Rule(text, "unix", address, None, 0, 0)
     rest = text.removeprefix("udp:")
     if rest.startswith("["):
         host, bracket, ports = rest[1:].partition("]")

@@ -24,6 +24,14 @@ module(load="imtcp")
 module(load="imudp")
 input(type="imtcp" address="127.0.0.1" port="{port}")
 input(type="imudp" address="127.0.0.1" port="{port}")
+"""
+AT_SOCKET = """\
+global(workDirectory="{folder}")
+module(load="imuxsock" sysSock.use="off")
+input(type="imuxsock" socket="{socket}" useSpecialParser="off" parseHostname="on" ignoreTimestamp="off"
+    useSysTimeStamp="off" rateLimit.interval="0")
+"""
+TO_A_FILE = """\
 template(name="all" type="string"
     string="%timestamp%|%hostname%|%syslogfacility-text%|%syslogseverity-text%|%app-name%|%structured-data%|%msg%\\n")
 action(type="omfile" file="{folder}/records" template="all")
@@ -114,9 +122,22 @@ def free_port() -> int:
 @contextmanager
 def rsyslog(folder: pathlib.Path, port: int) -> Iterator[pathlib.Path]:
     """Debian's collector; what it writes is in the file."""
+    with _rsyslog(folder, RSYSLOG.format(folder=folder, port=port)) as records:
+        yield records
+
+
+@contextmanager
+def rsyslog_at_socket(folder: pathlib.Path, address: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The same at a UNIX socket, which takes datagrams."""
+    with _rsyslog(folder, AT_SOCKET.format(folder=folder, socket=address)) as records:
+        yield records
+
+
+@contextmanager
+def _rsyslog(folder: pathlib.Path, inputs: str) -> Iterator[pathlib.Path]:
     assert RSYSLOGD is not None
     folder.mkdir(exist_ok=True)
-    (folder / "rsyslog.conf").write_text(RSYSLOG.format(folder=folder, port=port))
+    (folder / "rsyslog.conf").write_text(inputs + TO_A_FILE.format(folder=folder))
     process = subprocess.Popen([RSYSLOGD, "-n", "-f", str(folder / "rsyslog.conf"), "-i", str(folder / "pid")])
     try:
         yield folder / "records"

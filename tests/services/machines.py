@@ -4,13 +4,19 @@ Only the control program is missing: :class:`System` answers the machines' contr
 """
 
 import contextlib
+import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import attrs
 import trio
 
+from retinue.cp.directory import MachineEntry
+from retinue.cp.host_sockets import HostSockets
+from retinue.cp.offences import Offences
+from retinue.cp.syslog import Syslog
 from retinue.pipes import Message, Path, Rejected, memory_pair, socket_pair
 from retinue.svm.edge import Edge
 from retinue.svm.machine import Machine
@@ -29,19 +35,31 @@ class Running:
         self.held: list[socket.socket] = []
 
 
+@attrs.frozen
+class Process:
+    """What the control program knows of one."""
+
+    name: str
+    entry: MachineEntry
+    generation: int = 1
+
+
 class System:
     """Machines in one process, connected by real socket pairs.
 
-    With ``keeps`` a path whose target is killed, or drained, goes on with the next machine of that name.
+    With ``keeps`` a path whose target is killed, or drained, goes on with the next machine of that name. Each may be
+    connected to the ``host_sockets``, as the control program does it.
     """
 
-    def __init__(self, nursery: trio.Nursery, *, keeps: bool = False) -> None:
+    def __init__(self, nursery: trio.Nursery, *, keeps: bool = False, host_sockets: tuple[str, ...] = ()) -> None:
         self.nursery = nursery
         self._machines: dict[str, Running] = {}
         self._all: list[Running] = []
         self._keeps = keeps
         self._circuits: dict[int, tuple[Running, str]] = {}
         self._changed = trio.lowlevel.ParkingLot()
+        self.host_sockets = host_sockets
+        self._sockets = HostSockets(Offences(Syslog(), nursery), nursery)
 
     async def start(
         self, name: str, main: Main, config: Any = None, *, disks: dict[str, str] | None = None, **edges: str
@@ -65,6 +83,13 @@ class System:
             verb, arguments = message.body
             if verb == "ready":
                 running.ready.set()
+            elif verb == "socket":
+                process = Process(name, MachineEntry(name, "program", name, host_sockets=self.host_sockets))
+                descriptor = await self._sockets.connect(process, **arguments)
+                try:
+                    await message.reply(None, descriptors=(descriptor,))
+                finally:
+                    os.close(descriptor)
             elif verb == "rebind":
                 await self._rebind(running, arguments, message)
             else:

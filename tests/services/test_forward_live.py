@@ -147,13 +147,3 @@ def test_rsyslog_that_is_away_for_a_while(bench: Bench) -> None:
     assert told == ["no records", "records again"]
     assert bench.run("down").returncode == 0
     bench.assert_gone()
-
-
-def test_unix_socket_is_a_mistake_with_its_place(bench: Bench) -> None:
-    """Nothing starts; the line of the file, and what to do instead."""
-    (bench.folder / "chatty.py").write_text(CHATTY)
-    bench.file.write_text(TOPOLOGY.format(name=bench.name, to="unix:///dev/log", rule="127.0.0.1:1"))
-    refused = bench.run("up", "-d", str(bench.file))
-    assert refused.returncode != 0
-    assert "UNIX socket is out of every machine's reach" in refused.stderr
-    assert "it.toml:8" in refused.stderr

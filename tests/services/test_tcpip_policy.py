@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from retinue.pipes import AccessDenied
 from retinue.services.tcpip import Config
-from retinue.services.tcpip.destination import BadHost, Destination, Protocol, read_destination, read_host
+from retinue.services.tcpip.destination import BadHost, Destination, Protocol, read_destination, read_host, read_socket
 from retinue.services.tcpip.inside import is_inside, is_own, lies_inside
 from retinue.services.tcpip.policy import Policy
 from retinue.services.tcpip.rule import BadRule, parse_rule
@@ -21,7 +21,9 @@ IP = ipaddress.ip_address
 
 
 def to(text: str) -> Destination:
-    """``"api.example.org:443"``, with ``udp:`` before it and brackets as in a rule."""
+    """``"api.example.org:443"``, with ``udp:`` before it and brackets as in a rule; or ``"unix:/dev/log"``."""
+    if text.startswith("unix:"):
+        return read_socket(text.removeprefix("unix:"))
     protocol: Protocol = "udp" if text.startswith("udp:") else "tcp"
     host, _, port = text.removeprefix("udp:").rpartition(":")
     return read_destination(protocol, host.strip("[]"), int(port))
@@ -134,6 +136,8 @@ def test_destination_of_other_types_is_refused(host: Any, port: Any) -> None:
         ),
         ("[::/0]:443", ["[2600::1]:443"], ["[::1]:443", "[fe80::1]:443", "[fc00::1]:443", "[64:ff9b::7f00:1]:443"]),
         ("169.254.169.254:80", ["169.254.169.254:80"], []),
+        ("unix:/dev/log", ["unix:/dev/log"], ["unix:/dev/log2", "unix:/dev/l", "unix:@/dev/log", "log.example:443"]),
+        ("unix:@*", ["unix:@*"], ["unix:@a"]),
     ],
 )
 def test_rule_allows_what_it_says_and_nothing_else(rule: str, allowed: list[str], denied: list[str]) -> None:
@@ -173,6 +177,10 @@ def test_rule_allows_what_it_says_and_nothing_else(rule: str, allowed: list[str]
         ("https://api.example.org:443", "in brackets"),
         ("", "it has no port"),
         ("udp:53", "it has no port"),
+        ("unix:log", "an absolute path without detours"),
+        ("unix:", "an absolute path without detours"),
+        ("unix:///dev/log", "an absolute path without detours"),
+        ("unix:/run/*/../log", "an absolute path without detours"),
     ],
 )
 def test_rule_that_is_none_is_refused_with_what_is_wrong(rule: str, why: str) -> None:
@@ -240,7 +248,7 @@ def test_rules_are_of_one_machine_or_of_every_one() -> None:
         policy.check("FILES", to("a.example:1"))
 
 
-@pytest.mark.parametrize("wanted", ["api.example.org:443", "udp:192.0.2.53:53", "[2001:db8::7]:443"])
+@pytest.mark.parametrize("wanted", ["api.example.org:443", "udp:192.0.2.53:53", "[2001:db8::7]:443", "unix:/dev/log"])
 @pytest.mark.parametrize("allow", [{}, {"SHOP": ["a.example:1"], "*": ["b.example:1"]}])
 def test_line_of_a_refusal_allows_it_when_pasted(wanted: str, allow: dict[str, list[str]]) -> None:
     """The refusal names the machine, the place and the line, and the line keeps what was allowed before."""

@@ -65,6 +65,7 @@ def test_load_returns_what_the_file_says() -> None:
                 "program",
                 "desk",
                 network=True,
+                host_sockets=("/dev/log", "@audit"),
                 log=LogPolicy("block", 2 * 1024**2, 1024**3),
                 uses=(Edge("window", "WINDOW"),),
             ),
@@ -146,8 +147,8 @@ def test_load_returns_what_the_file_says() -> None:
     machines = (attrs.evolve(each, log=log) if each.log == LogPolicy() else each for each in expected.machines)
     expected = attrs.evolve(expected, machines=tuple(machines))
     assert directory == expected
-    assert directory.line("machines", "DESK", "storage") == 40
-    assert directory.line("machines", "DESK", "network") == 38
+    assert directory.line("machines", "DESK", "storage") == 41
+    assert directory.line("machines", "DESK", "network") == 39
     assert directory.machine("RECORDS").disks == (Disk("a"),)
     assert executable(directory, directory.machine("VAULT")) == str(GOOD.resolve() / "vault.sh")
     with pytest.raises(KeyError):

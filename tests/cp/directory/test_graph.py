@@ -160,6 +160,7 @@ def test_as_json_is_plain_and_complete() -> None:
         "command": [],
         "threads": None,
         "network": False,
+        "host_sockets": [],
         "storage": 33_554_432,
         "segments": 268_435_456,
         "share": 100,
@@ -191,6 +192,7 @@ def test_as_json_is_plain_and_complete() -> None:
         ],
         "secrets": [],
     }
+    assert value["machines"][0]["host_sockets"] == ["/dev/log", "@audit"]
     assert (value["machines"][3]["threads"], value["machines"][3]["cpu"]) == (2, 1.5)
     assert value["machines"][4]["command"][:2] == ["./vault.sh", "--at={sockets.door}"]
     assert value["machines"][4]["sockets"] == {"door": "listen", "audit": "connect"}
