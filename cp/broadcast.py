@@ -1,6 +1,6 @@
 """One source, many followers, none of which can hold the source up."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -16,10 +16,15 @@ class Follower:
     What it was too slow for is counted until :meth:`take_lost`.
     """
 
-    def __init__(self, wanted: Callable[[Any], Any] | None = None) -> None:
+    def __init__(self, wanted: Callable[[Any], Any] | None = None, machines: Collection[str] | None = None) -> None:
         self._wanted = wanted
+        self._machines = machines
         self._send, self.items = trio.open_memory_channel[Any](BEHIND)
         self._lost = 0
+
+    def wants(self, machine: str) -> bool:
+        """Whether it may want a record of this machine."""
+        return self._machines is None or machine in self._machines
 
     def offer(self, item: Any) -> None:
         if self._wanted is not None and (item := self._wanted(item)) is None:
@@ -28,6 +33,17 @@ class Follower:
             self._send.send_nowait(item)
         except trio.WouldBlock:
             self._lost += 1
+
+    async def take(self, most: int) -> list[Any]:
+        """What there is, at most so many items; waits for the first one. None at all: there will be no more."""
+        taken: list[Any] = []
+        try:
+            taken.append(await self.items.receive())
+            while len(taken) < most:
+                taken.append(self.items.receive_nowait())
+        except (trio.WouldBlock, trio.EndOfChannel):
+            pass
+        return taken
 
     def end(self) -> None:
         """Nothing more comes: the iteration over :attr:`items` ends after what is there."""
@@ -47,10 +63,9 @@ class Broadcast:
         self._ended = False
         self._left = trio.lowlevel.ParkingLot()
 
-    @property
-    def followed(self) -> bool:
-        """Whether there is anybody to publish for."""
-        return bool(self._followers) and not self._ended
+    def followers_of(self, machine: str) -> list[Follower]:
+        """Those to whom a record of this machine is to be offered."""
+        return [] if self._ended else [each for each in self._followers if each.wants(machine)]
 
     def publish(self, item: Any) -> None:
         if not self._ended:
@@ -58,9 +73,14 @@ class Broadcast:
                 follower.offer(item)
 
     @contextmanager
-    def follow(self, wanted: Callable[[Any], Any] | None = None) -> Iterator[Follower]:
-        """Everything published from now to the end of the block, as far as it is wanted."""
-        follower = Follower(wanted)
+    def follow(
+        self, wanted: Callable[[Any], Any] | None = None, machines: Collection[str] | None = None
+    ) -> Iterator[Follower]:
+        """Everything published from now to the end of the block, as far as it is wanted; records only of ``machines``.
+
+        That saves making the records of others.
+        """
+        follower = Follower(wanted, machines)
         self._followers.add(follower)
         if self._ended:
             follower.end()

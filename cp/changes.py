@@ -27,6 +27,7 @@ _LASTING: Final = {
     "name": "the folders, the lock and the users of the running system have its name",
     "preload": "modules are imported once, before any machine starts",
     "seal": "the seal is tried once, before any machine starts",
+    "paging": "the paging volume is opened once, before any machine starts",
 }
 _NO_NETWORK: Final = "no machine had the network when the system started, and such machines are prepared for then"
 

@@ -81,6 +81,13 @@ def checked_records(untrusted_answer: Any) -> list[Record]:
     raise Rejected("bad-answer", "it did not answer with records")
 
 
+def checked_names(untrusted_answer: Any) -> list[str]:
+    """The names in such an answer; Rejected likewise."""
+    if type(untrusted_answer) is list and all(type(name) is str for name in untrusted_answer):
+        return untrusted_answer
+    raise Rejected("bad-answer", "it did not answer with names")
+
+
 def checked_found(untrusted_answer: Any) -> tuple[list[Record], tuple[str, int] | None]:
     """The same, with the place from where to go on: ``[run, number]``, or None at the end."""
     records = checked_records(untrusted_answer)

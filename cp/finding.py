@@ -4,12 +4,13 @@ While that machine answers, memory adds what it has not stored yet; else memory 
 number, in bytes and in the time it takes: it says from where to go on, and is asked for in pages.
 """
 
+import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import trio
 
-from retinue.cp.checking import checked_found
+from retinue.cp.checking import checked_found, checked_names
 from retinue.cp.records import Record, weight
 from retinue.cp.selection import Place, Selection
 from retinue.cp.tape import ENDLESS
@@ -64,6 +65,16 @@ async def find(syslog: "Syslog", wanted: Selection) -> Found:
     if keeping and (found := await _ask(syslog, wanted)) is not None:
         return Found(*found, True, end, spilled)
     return Found(*await _remembered(syslog, wanted), False if keeping else None, end, spilled)
+
+
+async def logged(syslog: "Syslog") -> list[str]:
+    """Names of machines of which there are records, also when they are no part of the system any more."""
+    names = syslog.journal.machines
+    if syslog.keeper.there:
+        # One of an earlier release does not know the question.
+        with trio.move_on_after(QUERY_LIMIT), contextlib.suppress(PathError):
+            names += checked_names(await syslog.keeper.names())
+    return [*dict.fromkeys(names)]
 
 
 async def _ask(syslog: "Syslog", wanted: Selection) -> tuple[list[Record], Place | None] | None:

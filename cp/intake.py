@@ -8,10 +8,13 @@ fault on the way could be given up instead: the pages are touched before, and lo
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
+import select
 import socket
 import struct
+import termios
 from typing import Final
 
 from retinue.pipes import wire
@@ -107,3 +110,13 @@ class Intake:
         """Let go of the mapping."""
         for view in (*self._slots, self._words, self._view):
             view.release()
+
+
+def ended(sock: socket.socket) -> bool:
+    """Whether nobody can write any more and all was read; an empty read may also be an empty packet before others."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    if not any(event & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0)):
+        return False
+    # Of SOCK_SEQPACKET the kernel tells the bytes of all packets (unix(7), SIOCINQ).
+    return fcntl.ioctl(sock, termios.FIONREAD, bytes(4)) == bytes(4)

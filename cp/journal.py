@@ -46,7 +46,7 @@ LEAST_ROOM: Final = 64 * BLOCK
 # Of three in a row the nucleus would end the system.
 ATTEMPTS: Final = 2
 # Of what records are lost in here, and where they are counted.
-_CAUSES: Final = {"buffer": "lost", "spill": "lost_spill", "rate": "over"}
+_CAUSES: Final = {"buffer": "lost", "spill": "lost_spill", "rate": "over", "end": "lost"}
 
 
 class JournalUnusable(ValueError):
@@ -384,6 +384,11 @@ class Journal:
         """Those that were not read to their end."""
         return [*self._sources.values()]
 
+    @property
+    def machines(self) -> list[str]:
+        """Those of whom there is a record here."""
+        return [tape.name for tape in self._tapes.values() if tape.blocks]
+
     def tape(self, machine: str) -> Tape:
         """What there is of a machine."""
         tape = self._tapes.get(machine)
@@ -449,7 +454,8 @@ class Journal:
     def store(self, last: int, count: int) -> None:
         """The oldest that were not are stored, up to this number; ``count`` says how many these were."""
         self.room.count_broken()
-        self.stored = self.offered = last
+        self.stored = last
+        self.offered = max(self.offered, last)
         self.unkept = max(0, self.unkept - count)
         self.commit()
         self.room.stored()
@@ -458,7 +464,7 @@ class Journal:
         """Find out anew how many records wait: files on the disk may be gone."""
         waiting = sum(min(chunk.records, chunk.last - self.stored) for chunk in self.packed(after=self.stored))
         self.room.count_broken()
-        self.unkept = waiting
+        self.unkept = waiting + (self.room.spill.left(self.stored) if self.room.spill is not None else 0)
 
     @property
     def losses(self) -> list[tuple[str, Cause, int]]:

@@ -1,13 +1,21 @@
-"""Records on their way to the machine that keeps them, as far as the topology names one."""
+"""Records on their way to the machine that keeps them, as far as the topology names one.
 
+Up to AHEAD batches are on their way at a time, so that it has the next one while the control program hears that one is
+stored, and makes another. They are stored in order: each but the first names the one before it (``after``), and is
+refused when that was not stored. Whatever was refused is offered again, the oldest first.
+"""
+
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
 import trio
 
-from retinue.cp.losses import gap
-from retinue.cp.tape import Packed, records_of
+from retinue.cp.earlier import Earlier
+from retinue.cp.spill import SpillFile
+from retinue.cp.tape import ENDLESS, Packed, records_of
 from retinue.pipes import Path, PathError, Rejected
 
 if TYPE_CHECKING:
@@ -16,8 +24,14 @@ if TYPE_CHECKING:
 # Records and bytes in one message: large enough that a transaction pays, small enough to be written in milliseconds.
 BATCH: Final = 8_000
 BATCH_BYTES: Final = 1024 * 1024
+# Batches that are on their way at once: one is stored while the next one comes.
+AHEAD: Final = 2
+# Records that make one more batch while another one is on its way; fewer wait for its answer.
+MANY: Final = 2_000
 # Seconds until a batch that could not be stored is offered again.
 RETRY: Final = 1.0
+# Seconds until what an earlier run has left is looked at again, which could not be read.
+LATER: Final = 10.0
 # Seconds until a path to a machine that has just ended one is asked for again.
 AGAIN: Final = 0.1
 # Seconds a small batch may wait for more records. Each batch costs a transaction.
@@ -53,6 +67,16 @@ def first_of(chunks: Iterable[Packed]) -> list[Packed]:
     return batch
 
 
+@attrs.define(eq=False)
+class Offer:
+    """A batch on its way: its last number, how many of its records wait to be stored, and what was answered."""
+
+    last: int
+    records: int
+    stored: bool = False
+    refused: Rejected | None = None
+
+
 class Keeper:
     """Hands the records of a system to the machine that keeps them, and asks it for them."""
 
@@ -64,10 +88,15 @@ class Keeper:
         self._urgent = 0  # how many wait for everything to be stored
         self._path: Path | None = None
         self._form = in_chunks
+        self._offers: deque[Offer] = deque()
+        self._wanted = 0  # so many waiting records are worth a look
+        self._earlier = Earlier(syslog, first_of)
+        self._unread_told = False
 
     def notice(self) -> None:
         """There are more records."""
-        self._came.set()
+        if self._journal.unkept >= self._wanted:
+            self._came.set()
 
     @property
     def there(self) -> bool:
@@ -91,8 +120,10 @@ class Keeper:
             try:
                 async with connect() as self._path:
                     self._form = in_chunks
-                    await self._pour_earlier(self._path)
-                    await self._pour(self._path)
+                    async with trio.open_nursery() as nursery:
+                        if not await self._earlier.pour(self._path, self._form):
+                            nursery.start_soon(self._pour_later, self._path)
+                        await self._pour(self._path)
             except* PathError:
                 pass  # it died, or was not ready after all: again
             finally:
@@ -101,54 +132,121 @@ class Keeper:
 
     async def _pour(self, path: Path) -> None:
         journal = self._journal
-        while True:
-            while not journal.unkept and not journal.losses:
-                self._came = trio.Event()
-                await self._came.wait()
-            for machine, cause, lost in journal.losses:
-                self._syslog.write_told(machine, cause, lost)
-            if journal.unkept < FEW and not self._urgent:
-                await trio.sleep(GATHER)
-            stored, batch = journal.stored, self._batch()
-            if not batch:
-                journal.recount()
-                continue
-            journal.offered = batch[-1].last
-            try:
-                await path.call(["store", {"run": self._syslog.run, **self._form(batch)}])
-            except Rejected as exc:
-                if exc.code == "unknown-verb" and self._form is in_chunks:
-                    self._form = in_records  # of a release before this control program, which is not older than that
+        self._offers.clear()
+        async with trio.open_nursery() as nursery:
+            while True:
+                await self._wait_for_more()
+                for machine, cause, lost in journal.losses:
+                    self._syslog.write_told(machine, cause, lost)
+                if self._unoffered < FEW and not self._urgent:
+                    await trio.sleep(GATHER)
+                if not await self._none_refused():
                     continue
-                # It said why in a record of its own; the batch stays here until its disk takes it.
-                await trio.sleep(RETRY)
-                continue
-            journal.store(batch[-1].last, sum(min(chunk.records, chunk.last - stored) for chunk in batch))
+                after = self._offers[-1].last if self._offers else journal.stored
+                batch, unread = self._next_batch(after)
+                if batch:
+                    self._unread_told = self._unread_told and bool(unread)
+                    # Of the first chunk some records may be stored already.
+                    records = sum(min(chunk.records, chunk.last - after) for chunk in batch)
+                    before = after if self._offers else None
+                    offer = Offer(batch[-1].last, records)
+                    self._offers.append(offer)
+                    journal.offered = max(journal.offered, offer.last)
+                    # It is sent before this goes on, so they are sent in order.
+                    await nursery.start(self._store, path, batch, offer, before)
+                elif self._offers:
+                    await self._look(ENDLESS)
+                elif unread:
+                    await self._wait_for_disk(unread)
+                else:
+                    journal.recount()
+
+    def _next_batch(self, after: int) -> tuple[Sequence[Packed], Sequence[tuple[str, SpillFile, OSError]]]:
+        """The oldest chunks with higher numbers, as far as they can be read, and the files that cannot be now."""
+        batch = first_of(self._journal.packed(after=after))
+        spill = self._journal.room.spill
+        return (batch, ()) if not spill else (spill.before_unread(batch), spill.unread)
+
+    @property
+    def _unoffered(self) -> int:
+        """How many records wait and are not on their way."""
+        return self._journal.unkept - sum(offer.records for offer in self._offers)
+
+    async def _wait_for_more(self) -> None:
+        """Until there is something to offer, and it may be offered; or something was refused."""
+        while not any(offer.refused for offer in self._offers):
+            if not self._offers:
+                if self._journal.unkept or self._journal.losses:
+                    return
+                await self._look(0)
+            elif len(self._offers) == AHEAD:
+                await self._look(ENDLESS)
+            else:
+                more = MANY - self._unoffered
+                if more <= 0:
+                    return
+                await self._look(self._journal.unkept + more)
+
+    async def _look(self, wanted: int) -> None:
+        """Until something was answered, or so many records wait."""
+        self._wanted = wanted
+        self._came = trio.Event()
+        await self._came.wait()
+
+    async def _none_refused(self) -> bool:
+        """Whether nothing was refused; what was is forgotten, after a while, and is to be offered again."""
+        if not any(offer.refused for offer in self._offers):
+            return True
+        while not all(offer.stored or offer.refused for offer in self._offers):
+            await self._look(ENDLESS)
+        why = self._offers[0].refused
+        self._offers.clear()
+        if why is not None and why.code == "unknown-verb" and self._form is in_chunks:
+            self._form = in_records  # of a release before this control program, which is not older than that
+        else:
+            # It said why in a record of its own; the batch stays here until its disk takes it.
+            await trio.sleep(RETRY)
+        return False
+
+    async def _store(
+        self,
+        path: Path,
+        batch: Sequence[Packed],
+        offer: Offer,
+        after: int | None,
+        *,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        body = {"run": self._syslog.run, **self._form(batch), "after": after, "last": offer.last}
+        task_status.started()
+        try:
+            await path.call(["store", body])
+            offer.stored = True
+        except Rejected as exc:
+            offer.refused = exc
+        while self._offers and self._offers[0].stored:
+            oldest = self._offers.popleft()
+            self._journal.store(oldest.last, oldest.records)
             self._stored.set()
             self._stored = trio.Event()
             self._syslog.waiting.unpark_all()
+        self._came.set()
 
-    def _batch(self) -> list[Packed]:
-        """The oldest chunks that wait; of the first one some records may be stored already."""
-        return first_of(self._journal.packed(after=self._journal.stored))
+    async def _pour_later(self, path: Path) -> None:
+        """Hand over what of earlier runs could not be read, or was not taken, as soon as it can."""
+        while True:
+            await trio.sleep(LATER)
+            if await self._earlier.pour(path, self._form):
+                return
 
-    async def _pour_earlier(self, path: Path) -> None:
-        """Hand over what earlier runs of the system have left on the disk."""
-        spill = self._journal.room.spill
-        for earlier in spill.earlier() if spill is not None else ():
-            after = 0
-            while batch := first_of(earlier.packed(after)):
-                try:
-                    await path.call(["store", {"run": earlier.run, **self._form(batch)}])
-                except Rejected:
-                    return  # the next time, then
-                after = batch[-1].last
-                earlier.stored(after)
-            for machine, file, lost in earlier.broken:
-                text, fields = gap(machine, "spill", lost, self._syslog.policies.of(machine))
-                self._syslog.write(WARNING, text, machine=machine, fields=fields)
-                earlier.remove(machine, file)
-            earlier.close()
+    async def _wait_for_disk(self, unread: Sequence[tuple[str, SpillFile, OSError]]) -> None:
+        """What is to be handed over next lies on the disk, and cannot be read now."""
+        machine, _, why = unread[0]
+        if not self._unread_told:
+            self._unread_told = True
+            text = f"what {machine} has on the disk cannot be read now, and all that came later waits: {why}"
+            self._syslog.write(WARNING, text, fields={"of": machine})
+        await trio.sleep(RETRY)
 
     async def settle(self) -> None:
         """Until every record there is now has been stored; at once when nobody keeps them."""
@@ -169,6 +267,13 @@ class Keeper:
 
     async def ask(self, query: dict[str, Any]) -> Any:
         """The answer of the machine that keeps records, which nobody has checked. PathError when it is not there."""
+        return await self._call("select", query)
+
+    async def names(self) -> Any:
+        """The names of machines of which it has stored something, which nobody has checked. PathError likewise."""
+        return await self._call("machines", {})
+
+    async def _call(self, verb: str, arguments: dict[str, Any]) -> Any:
         if (path := self._path) is None:
             raise Rejected("not-ready", "it is not there")
-        return await path.call(["select", query])
+        return await path.call([verb, arguments])

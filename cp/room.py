@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 from retinue.cp.directory.model import LogPolicy
 from retinue.cp.log_policy import LogPolicies
-from retinue.cp.spill import Spill, SpillFile
+from retinue.cp.losses import MOST, tells, told_in
+from retinue.cp.spill import Spill, SpillFile, chunks_of
 from retinue.cp.tape import BLOCK, Block, Tape
 
 if TYPE_CHECKING:
@@ -115,25 +116,37 @@ class Room:
         if not journal.keeping:
             journal.unkept -= waiting  # nobody wants it
             return
-        full = False
         # Of one that waits for room nothing is ever dropped, whatever else there is.
         if policy.policy != "drop" and self.spill is not None:
-            try:
-                self.spill.put(tape.name, block.first, block.last, block.count, tape.read(block))
-            except OSError:
-                full = True  # the disk, which the gap says
-            else:
-                block.gone = True
-                journal.commit(tape, [block])
+            if self._put(tape, block):
                 self._bound_spill(tape, policy)
                 return
-        journal.unkept -= waiting
-        if full:
-            tape.lost_spill += waiting
+            full = True  # the disk, which the gap says
         else:
-            tape.lost += waiting
+            full = False
+        journal.unkept -= waiting
+        # What was told in there is not known to anybody now.
+        data = tape.read(block)
+        chunks = chunks_of(tape.name, data) if tells(data) else ()
+        lost = waiting + sum(told_in(chunk.blob, chunk.first, journal.stored) for chunk in chunks)
+        if full:
+            tape.lost_spill = min(tape.lost_spill + lost, MOST)
+        else:
+            tape.lost = min(tape.lost + lost, MOST)
         block.gone = True
         journal.commit(tape, [block])
+
+    def _put(self, tape: Tape, block: Block) -> bool:
+        """Write a block to the disk; False when that does not take it."""
+        if self.spill is None:
+            return False
+        try:
+            self.spill.put(tape.name, block.first, block.last, block.count, tape.read(block))
+        except OSError:
+            return False
+        block.gone = True
+        self._journal.commit(tape, [block])
+        return True
 
     def _bound_spill(self, tape: Tape, policy: LogPolicy) -> None:
         assert self.spill is not None
@@ -142,14 +155,27 @@ class Room:
         for file in self.spill.files(tape.name):
             if self.spill.size(tape.name) <= policy.spill:
                 return
-            if file.first > self._journal.offered:
-                self._lose(tape, file, file.records)
+            if file.first > self._journal.offered and not self._drop(tape, file):
+                return
+
+    def _drop(self, tape: Tape, file: SpillFile) -> bool:
+        """Remove a file that nobody has read, and count what was in it. False: the disk does not let go of it."""
+        assert self.spill is not None
+        before, lost = tape.lost_spill, file.records + self.spill.told(tape.name, file)
+        tape.lost_spill, tape.dropping = min(before + lost, MOST), file.first
+        self._journal.commit(tape, [])
+        if not self.spill.try_remove(tape.name, file):
+            tape.lost_spill, tape.dropping = before, 0
+            self._journal.commit(tape, [])
+            return False
+        self._journal.unkept -= file.records
+        return True
 
     def _lose(self, tape: Tape, file: SpillFile, waiting: int) -> None:
-        """Remove a file, and count what was in it."""
+        """Remove a file that cannot be read, and count what was in it."""
         assert self.spill is not None
         self._journal.unkept -= waiting
-        tape.lost_spill += waiting
+        tape.lost_spill = min(tape.lost_spill + waiting, MOST)
         tape.dropping = file.first
         self._journal.commit(tape, [])
         self.spill.remove(tape.name, file)
@@ -161,13 +187,38 @@ class Room:
             if file in self.spill.files(machine):
                 self._lose(self._journal.tape(machine), file, lost)
 
-    def give_up_all(self) -> None:
-        """Nobody will store what waits in this run: it goes to the disk, as far as it would at all."""
+    def give_up_all(self) -> dict[str, int]:
+        """Nobody will store what waits in this run: it goes to the disk, as far as it would at all.
+
+        Returns how many records of each machine do not, for no other reason; they are counted as those are of which
+        more waited than may.
+        """
+        ended: dict[str, int] = {}
+        for tape in [*self._tapes.values()]:
+            policy = self.policies.of(tape.name)
+            for block in self._waiting(tape):
+                # What was being stored may be: who has it knows it when it comes again.
+                if block.first <= self._journal.offered and self._put(tape, block):
+                    continue
+                before = tape.lost
+                self._give_up(tape, block, policy)
+                if tape.lost > before:
+                    ended[tape.name] = ended.get(tape.name, 0) + tape.lost - before
+        return ended
+
+    def leave_all(self) -> dict[str, int]:
+        """Put what waits now to the disk, however much is there: it tells what is lost.
+
+        Returns how many records of each machine are lost of which nothing will tell, for the disk takes nothing.
+        """
+        untold: dict[str, int] = {}
         for tape in [*self._tapes.values()]:
             for block in self._waiting(tape):
-                policy = self.policies.of(tape.name)
-                if policy.policy != "drop":
-                    self._give_up(tape, block, policy)
+                if not self._put(tape, block):
+                    self._give_up(tape, block, self.policies.of(tape.name))
+            if lost := tape.lost + tape.lost_spill + tape.over:
+                untold[tape.name] = lost
+        return untold
 
     # -- after somebody was killed -----------------------------------------------------------------------------------
 

@@ -28,6 +28,12 @@ class Source:
     """It is not read, because it has to wait: whoever writes into it waits, too."""
     free: bool = False
     """It has to wait no more: its process has ended, or is about to."""
+    came: int = 0
+    """Packets that were read since its descriptor was left alone for a while, or records if these are more."""
+    pause: float = 0.0
+    """Seconds for which it is left alone after it was read empty; 0 before that was found out."""
+    floods: bool = False
+    """It writes a lot, and is read in turns with others that do (:mod:`retinue.cp.turns`)."""
     _trusted: bool = True
 
     def trust(self, few: bool) -> None:

@@ -7,24 +7,33 @@ removed when all in it is stored: what there is after a kill -9 is what the name
     spill/RUN/MACHINE/FIRST-LAST-RECORDS
 
 Nothing is synchronised with the disk: what waits belongs to a run of the system, which ends with the host.
+
+What is gone or spoilt is lost. What cannot be read for another reason (no descriptor is left, somebody may not read it)
+is read another time, and nothing that comes after it is handed over before that. A file that cannot be removed comes
+again in the next run: the machine that keeps records knows each by its run and its number.
 """
 
 import contextlib
+import errno
 import heapq
 import os
 import pathlib
-import shutil
 import urllib.parse
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import attrs
 
+from retinue.cp.losses import told_in
 from retinue.cp.tape import HEAD, Packed, size_of
 
 # What is being written.
 _NEW: Final = ".new"
+# There is no such file any more.
+_GONE: Final = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+# How often a file is read of which the disk says EIO, until it is given up: half a minute of attempts.
+TRIES: Final = 30
 
 
 @attrs.frozen
@@ -51,14 +60,31 @@ class Spill:
         self._files: dict[str, deque[SpillFile]] = {}
         self._sizes: dict[str, int] = {}
         self._kept: dict[str, tuple[SpillFile, list[Packed]]] = {}  # the file that was read last
+        self._tries: dict[tuple[str, int], int] = {}
         self.broken: list[tuple[str, SpillFile, int]] = []
-        """Files that could not be read, with what was lost with them: whoever finds some here counts that."""
+        """Files that are spoilt or gone, with what was lost with them: whoever finds some here counts that."""
+        self.unread: list[tuple[str, SpillFile, OSError]] = []
+        """Files that :meth:`packed` could not read just now, and may another time."""
+        self.unlisted: OSError | None = None
+        """Why there may be files that are not known here. They stay where they are, for the next run."""
         self._find()
 
     def _find(self) -> None:
-        for machine, files in _listed(self._folder):
-            self._files[machine] = deque(files)
-            self._sizes[machine] = sum(file.size for file in files)
+        try:
+            names = sorted(os.listdir(self._folder))
+        except OSError as exc:
+            self.unlisted = None if exc.errno in _GONE else exc
+            return
+        for name in names:
+            try:
+                files = _listed(self._folder / name)
+            except OSError as exc:
+                self.unlisted = self.unlisted if exc.errno in _GONE else exc
+                continue
+            if files:
+                machine = urllib.parse.unquote(name)
+                self._files[machine] = deque(files)
+                self._sizes[machine] = sum(file.size for file in files)
 
     def _path(self, machine: str, file: SpillFile) -> pathlib.Path:
         return self._folder / _folder_name(machine) / file.name
@@ -91,6 +117,16 @@ class Spill:
             self._files[machine] = deque(sorted(files, key=lambda each: each.first))
         self._sizes[machine] = self._sizes.get(machine, 0) + file.size
 
+    def try_remove(self, machine: str, file: SpillFile) -> bool:
+        """Remove a file in which something waits. False: the disk does not let go of it, and nothing has changed."""
+        try:
+            self._path(machine, file).unlink()
+        except OSError as exc:
+            if exc.errno not in _GONE:
+                return False
+        self.remove(machine, file)
+        return True
+
     def remove(self, machine: str, file: SpillFile) -> None:
         """What is in it is stored, or counted as lost, or still in the journal."""
         if file not in self._files.get(machine, ()):
@@ -98,6 +134,7 @@ class Spill:
         with contextlib.suppress(OSError):
             self._path(machine, file).unlink()
         self._kept.pop(machine, None)
+        self._tries.pop((machine, file.first), None)
         self._files[machine].remove(file)
         self._sizes[machine] -= file.size
         if not self._files[machine]:
@@ -110,9 +147,14 @@ class Spill:
                 self.remove(machine, files[0])
 
     def close(self) -> None:
-        """Remove the folder of a run that has nothing on the disk."""
-        if not self._files:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        """Remove the folder of a run that has nothing on the disk; whatever else there is stays."""
+        if self._files:
+            return
+        with contextlib.suppress(OSError):
+            for machine in os.listdir(self._folder):
+                with contextlib.suppress(OSError):
+                    os.rmdir(self._folder / machine)
+            os.rmdir(self._folder)
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -133,7 +175,11 @@ class Spill:
         return self._sizes.get(machine, 0)
 
     def packed(self, after: int) -> Iterator[Packed]:
-        """Chunks of all machines with higher numbers in them, the oldest first. A file is read when it is its turn."""
+        """Chunks of all machines with higher numbers in them, the oldest first. A file is read when it is its turn.
+
+        Those of :attr:`unread` files are left out: see :meth:`before_unread`.
+        """
+        self.unread.clear()
         heap: list[tuple[int, str, Packed | None, Iterator[Packed]]] = []
         for machine, files in self._files.items():
             heap.append((files[0].first, machine, None, self._chunks(machine, after)))
@@ -146,6 +192,17 @@ class Spill:
             if following is not None:
                 heapq.heappush(heap, (following.first, machine, following, rest))
 
+    def before_unread(self, chunks: Sequence[Packed]) -> Sequence[Packed]:
+        """Those of them, oldest first, before which nothing is missing that may be read another time."""
+        if not self.unread:
+            return chunks
+        first = min(file.first for _, file, _ in self.unread)
+        return [chunk for chunk in chunks if chunk.first < first]
+
+    def left(self, after: int) -> int:
+        """How many records with higher numbers are at most in files that :meth:`packed` could not read."""
+        return sum(_most(file, after) for _, file, _ in self.unread)
+
     def _chunks(self, machine: str, after: int) -> Iterator[Packed]:
         for file in self.files(machine):
             for chunk in self._read(machine, file, after) if file.last > after else ():
@@ -153,11 +210,17 @@ class Spill:
                     yield chunk
 
     def waiting(self, machine: str, file: SpillFile, after: int) -> int:
-        """How many records with higher numbers are in a file."""
+        """How many records with higher numbers are in a file; at most, if it cannot be read now."""
         if file.first > after or file.last <= after:
             return file.records if file.first > after else 0
         chunks = self._read(machine, file, after)
+        if not chunks:
+            return _most(file, after)
         return sum(min(chunk.records, chunk.last - after) for chunk in chunks if chunk.last > after)
+
+    def told(self, machine: str, file: SpillFile) -> int:
+        """How many lost records are told by what is in a file, as far as it can be read."""
+        return sum(told_in(chunk.blob, chunk.first, 0) for chunk in self._read(machine, file, 0))
 
     def _read(self, machine: str, file: SpillFile, after: int) -> list[Packed]:
         of, chunks = self._kept.get(machine, (None, []))
@@ -165,27 +228,35 @@ class Spill:
             return chunks
         try:
             data = self._path(machine, file).read_bytes()
-            if len(data) != file.size:
-                raise OSError("it has another length")
             chunks = chunks_of(machine, data)
-            if not chunks or sum(chunk.records for chunk in chunks) != file.records or chunks[-1].last != file.last:
-                raise OSError("what is in it is not what its name says")
-        except OSError:
-            if not any(each is file for _, each, _ in self.broken):
-                lost = file.records if file.first > after else min(file.records, file.last - after)
-                self.broken.append((machine, file, lost))
+            if len(data) != file.size or not chunks or chunks[-1].last != file.last:
+                raise ValueError("what is in it is not what its name says")
+            if sum(chunk.records for chunk in chunks) != file.records:
+                raise ValueError("what is in it is not what its name says")
+        except (OSError, ValueError) as exc:
+            self._failed(machine, file, after, exc)
             return []
         self._kept[machine] = file, chunks
         return chunks
 
+    def _failed(self, machine: str, file: SpillFile, after: int, why: OSError | ValueError) -> None:
+        if isinstance(why, OSError) and why.errno not in _GONE:
+            tries = self._tries[machine, file.first] = self._tries.get((machine, file.first), 0) + 1
+            if why.errno != errno.EIO or tries < TRIES:
+                self.unread.append((machine, file, why))
+                return
+        if not any(each is file for _, each, _ in self.broken):
+            self.broken.append((machine, file, _most(file, after)))
+
     # -- earlier runs ----------------------------------------------------------------------------------------------
 
     def earlier(self) -> list["Spill"]:
-        """What runs before this one have left: nobody could store it before they ended."""
-        with contextlib.suppress(OSError):
-            names = sorted(each.name for each in self._all.iterdir())
-            return [Spill(self._all, name) for name in names if name != self._folder.name]
-        return []
+        """What runs before this one have left: nobody could store it before they ended. OSError: nobody knows now."""
+        try:
+            names = sorted(os.listdir(self._all))
+        except FileNotFoundError:
+            return []
+        return [Spill(self._all, name) for name in names if name != self._folder.name]
 
     @property
     def run(self) -> str:
@@ -194,16 +265,16 @@ class Spill:
 
 
 def chunks_of(machine: str, data: bytes) -> list[Packed]:
-    """The chunks of a block of the journal. OSError when it is none."""
+    """The chunks of a block of the journal. ValueError when it is none."""
     chunks = []
     place = 0
     while place < len(data):
         if place + HEAD.size > len(data):
-            raise OSError("it ends within a chunk")
+            raise ValueError("it ends within a chunk")
         length, records, first, generation = HEAD.unpack_from(data, place)
         start = place + HEAD.size
         if start + length > len(data) or not records:
-            raise OSError("it ends within a chunk")
+            raise ValueError("it ends within a chunk")
         chunks.append(Packed(machine, generation, first, records, data[start : start + length]))
         place += size_of(length)
     return chunks
@@ -213,23 +284,22 @@ def _folder_name(machine: str) -> str:
     return urllib.parse.quote(machine, safe="").replace(".", "%2E")
 
 
-def _listed(folder: pathlib.Path) -> Iterator[tuple[str, list[SpillFile]]]:
-    """The files in the folder of a run, by machine; what was not finished is removed."""
-    try:
-        machines = sorted(os.listdir(folder))
-    except OSError:
-        return
-    for name in machines:
-        files = []
-        with contextlib.suppress(OSError):
-            for entry in sorted(os.scandir(folder / name), key=lambda entry: entry.name):
-                numbers = entry.name.split("-")
-                if len(numbers) == 3 and all(each.isdecimal() for each in numbers):
-                    files.append(_file(numbers, entry.stat().st_size))
-                else:
-                    os.unlink(entry)
-        if files:
-            yield urllib.parse.unquote(name), files
+def _most(file: SpillFile, after: int) -> int:
+    """How many records with higher numbers may be in a file; all machines have numbers between its first and last."""
+    return file.records if file.first > after else min(file.records, file.last - after)
+
+
+def _listed(folder: pathlib.Path) -> list[SpillFile]:
+    """The files in the folder of a machine; what was not finished is removed."""
+    files = []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        numbers = entry.name.split("-")
+        if len(numbers) == 3 and all(each.isdecimal() for each in numbers):
+            files.append(_file(numbers, entry.stat().st_size))
+        else:
+            with contextlib.suppress(OSError):
+                os.unlink(entry)
+    return files
 
 
 def _file(numbers: list[str], size: int) -> SpillFile:

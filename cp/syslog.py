@@ -6,12 +6,10 @@ number. Records go into the journal, which the next control program finds if thi
 (:mod:`retinue.cp.journal`), then to the followers and, if the topology names one, to the machine that keeps them.
 """
 
-import fcntl
+import functools
 import itertools
 import pathlib
-import select
 import socket
-import termios
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
@@ -22,34 +20,31 @@ from retinue.cp.broadcast import Broadcast
 from retinue.cp.checking import OURS, Body, checked_bodies, checked_body
 from retinue.cp.directory import Directory
 from retinue.cp.directory.model import LogPolicy
+from retinue.cp.intake import ended
 from retinue.cp.journal import Journal
 from retinue.cp.keeper import Keeper
 from retinue.cp.log_policy import UNDECLARED, Allowance, LogPolicies
 from retinue.cp.losses import MOST as MOST_LOST
-from retinue.cp.losses import Cause, gap
+from retinue.cp.losses import Cause, gap, untold_text
 from retinue.cp.records import OVERHEAD, Machines, Record
 from retinue.cp.secrets import NO_SECRETS, Secrets
 from retinue.cp.source import Source
 from retinue.cp.spill import Spill
 from retinue.cp.tape import ENDLESS, record_of
+from retinue.cp.turns import PAUSE, Turns, go_on, rest
 from retinue.pipes import ProtocolViolation, wire
 from retinue.pipes.beat import Beat, read_beat
 
 # Records on one page of the oldest ones, and about the bytes of it.
 PAGE: Final = 500
 PAGE_ROOM: Final = 1024 * 1024
-# Seconds a descriptor that was read empty is left alone, so that what comes meanwhile is read at once: shorter than its
-# buffer (some 250 small records) takes to fill at 50,000 records a second.
-PAUSE: Final = 0.005
-# The same after a turn that has found its buffer half full.
-SHORT_PAUSE: Final = 0.001
 # Seconds a machine that writes faster than its records are stored waits for room, before they go to the disk: shorter
 # than its own patience (:mod:`retinue.svm.log`), so that nothing is lost while it waits.
 PACE: Final = 0.01
 # Seconds after which it is told that a machine waits.
 STILL: Final = 1.0
-# Packets or records read from one machine before the others get their turn.
-TURN: Final = 256
+# Records that become of what one call receives, beyond which packets of that machine are received one by one.
+MANY: Final = 256
 # Bytes of packets that are committed together: a commit costs as much as a record.
 COMMIT: Final = 64 * 1024
 # Characters of one line of raw console text; a longer one becomes several records.
@@ -77,11 +72,13 @@ class Syslog:
         journal: Journal | None = None,
         policies: LogPolicies | None = None,
         spill: pathlib.Path | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self._secrets = secrets
         self.journal = Journal.private() if journal is None else journal
         """Where they are; its descriptor is for the nucleus to keep."""
         self.policies = policies or LogPolicies()
+        self.turns = turns or Turns()
         self.waiting = trio.lowlevel.ParkingLot()
         """Readers that wait for room in the journal."""
         self.journal.room.declare(self.policies)
@@ -135,9 +132,11 @@ class Syslog:
     def _publish(self, machine: str, generation: int, first: int, bodies: Iterable[Body]) -> None:
         """Hand on what is in the journal."""
         self.keeper.notice()
-        if self.broadcast.followed:
+        if followers := self.broadcast.followers_of(machine):
             for seq, body in enumerate(bodies, first):
-                self.broadcast.publish(["record", record_of(seq, machine, generation, body)])
+                item = ["record", record_of(seq, machine, generation, body)]
+                for follower in followers:
+                    follower.offer(item)
 
     async def read(
         self, machine: str, generation: int, sock: socket.socket, beat: Callable[[Beat], None] | None = None
@@ -152,13 +151,15 @@ class Syslog:
         try:
             with sock:
                 sock.setblocking(False)
-                while True:
-                    await self._wait_readable(source, sock)
+                turn = functools.partial(self._turn, source, sock, beat)
+                pause: float | None = PAUSE
+                while pause is not None:
+                    if pause:
+                        await self._wait_readable(source, sock)
                     await self._wait_for_room(source)
-                    pause = self._turn(source, sock, beat)
-                    if pause is None:
-                        break
-                    await trio.sleep(pause)
+                    pause = await self.turns.take(source, turn)
+                    if pause:
+                        await trio.sleep(pause)
             self._end(source)
         finally:
             source.reading = False
@@ -166,10 +167,12 @@ class Syslog:
     async def _wait_readable(self, source: Source, sock: socket.socket) -> None:
         """Until there is something to read; what its rate has cost a machine that is silent now is told meanwhile."""
         tape = self.journal.tape(source.machine)
-        if tape.over and source.allowance is not None:
-            with trio.move_on_after(source.allowance.until_next()):
-                await trio.lowlevel.wait_readable(sock)
-                return
+        if tape.over:
+            self._allow(source, self.policies.of(source.machine))
+            if source.allowance is not None:
+                with trio.move_on_after(source.allowance.until_next()):
+                    await trio.lowlevel.wait_readable(sock)
+                    return
             self._commit(source, self._told_over(source), 0)
         await trio.lowlevel.wait_readable(sock)
 
@@ -223,18 +226,37 @@ class Syslog:
         self.waiting.unpark_all()
 
     def declare(self, topology: Directory) -> None:
-        """From now on the policies are those of this topology."""
+        """From now on the policies are those of this topology. What a rate has cost that is none any more is told."""
+        entries = topology.entries
+        for source in self.journal.sources:
+            rate = entries[source.machine].log.rate if source.machine in entries else None
+            if rate is None and (told := self._told_over(source)):
+                self._commit(source, told, 0)
         self.policies.declare(topology)
         self.journal.room.declare(self.policies)
         self.waiting.unpark_all()
 
-    def finish(self) -> None:
-        """The system ends: what is not stored is left on the disk for the next one, if it may be there."""
-        for machine, cause, lost in self.journal.losses:
-            self.write_told(machine, cause, lost)
-        if (spill := self.journal.room.spill) is not None and self.journal.keeping:
-            self.journal.room.give_up_all()
-            spill.close()
+    def finish(self) -> str:
+        """The system ends: what is not stored is left on the disk for the next one, or what tells that it is lost.
+
+        Returns what could not be left there either, as a line for the operator; nothing if there is no such thing.
+        """
+        journal, room = self.journal, self.journal.room
+        if not journal.keeping:
+            return ""
+        ended = room.give_up_all()
+        for source in journal.sources:
+            if told := self._told_over(source):
+                self._commit(source, told, 0)
+        for machine, cause, lost in journal.losses:
+            at_end = min(ended.get(machine, 0), lost) if cause == "buffer" else 0
+            for why, count in ((cause, lost - at_end), ("end", at_end)):
+                if count:
+                    self.write_told(machine, why, count)
+        untold = room.leave_all()
+        if room.spill is not None:
+            room.spill.close()
+        return untold_text(untold) if untold else ""
 
     def _source(self, machine: str, generation: int) -> Source:
         try:
@@ -246,25 +268,24 @@ class Syslog:
 
     def _turn(self, source: Source, sock: socket.socket, beat: Callable[[Beat], None] | None) -> float | None:
         """Read what there is, if it is not too much; returns the seconds until the next turn, at the end None."""
-        journal = self.journal
-        left = TURN
-        while left > 0:
+        journal, turns = self.journal, self.turns
+        end = turns.end()
+        while True:
             before, slots = journal.last, source.slots
             packets = journal.receive(source, sock)
             if packets is None:
-                return PAUSE if left > TURN // 2 else SHORT_PAUSE
+                return rest(source)
             if packets:
                 self._packets(source, packets, beat)
-                if not packets[-1][0] and _ended(sock):
+                if not packets[-1][0] and ended(sock):
                     return None
                 made = journal.last - before
-                source.trust(made <= TURN)
-                left -= max(made, len(packets))
+                source.trust(made <= MANY)
+                source.came += max(made, len(packets))
                 if len(packets) < slots:
-                    return PAUSE if left > TURN // 2 else SHORT_PAUSE
-                if self._blocked(source):
-                    return 0.0
-        return 0.0
+                    return rest(source)
+            if turns.clock() >= end or self._blocked(source):
+                return go_on(source)
 
     def _blocked(self, source: Source) -> bool:
         machine = source.machine
@@ -283,8 +304,7 @@ class Syslog:
         if frames is not None and source.allowance is None:
             plain = checked_bodies(frames, source.number)
             if plain is not None:
-                for body in plain:
-                    self._secrets.hide_in(body)
+                self._secrets.hide_in(plain)
                 source.number += len(plain)
                 self._commit(source, plain, len(plain))
                 return
@@ -470,13 +490,3 @@ class Syslog:
     def last(self) -> int:
         """The sequence number of the newest record; 0 before the first."""
         return self.journal.last
-
-
-def _ended(sock: socket.socket) -> bool:
-    """Whether nobody can write any more and all was read; an empty read may also be an empty packet before others."""
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    if not any(event & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0)):
-        return False
-    # Of SOCK_SEQPACKET the kernel tells the bytes of all packets (unix(7), SIOCINQ).
-    return fcntl.ioctl(sock, termios.FIONREAD, bytes(4)) == bytes(4)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -29,6 +30,7 @@ from retinue.cp.host.interface import (
     SpareReady,
     Terminate,
 )
+from retinue.cp.host_sockets import HostSockets
 from retinue.cp.incarnation import Incarnation
 from retinue.cp.inheritance import inherit
 from retinue.cp.journal import Journal
@@ -89,6 +91,7 @@ class ControlProgram:
         self.stopping = False
         self.syslog = Syslog(secrets, journal, LogPolicies(topology), state_folder / "spill")
         self.offences = Offences(self.syslog, nursery)
+        self.host_sockets = HostSockets(self.offences, nursery)
         self.certificates = Certificates(state_folder, self.syslog, self.name, secrets)
         self.lives = {name: Life(entry, self) for name, entry in topology.entries.items()}
         self.supervision = Supervision(self)
@@ -157,11 +160,11 @@ class ControlProgram:
                     how, text, exit_code = self._ending
                     self.nursery.start_soon(self._take_down, how, text, exit_code)
             await self._over.wait()
-            self.syslog.finish()
             with trio.move_on_after(FAREWELL):
                 await self.certificates.settle()
                 await self.syslog.broadcast.finish()
             machines.cancel_scope.cancel()
+        sys.stderr.writelines(f"{told}\n" for told in (self.syslog.finish(),) if told)  # of who was ended by force
 
     def _prepare(self) -> bool:
         """Before the first start: whether this host can seal machines as the topology asks, and has room for disks."""
@@ -268,7 +271,8 @@ class ControlProgram:
 
     def _end(self, how: str, text: str, exit_code: int) -> None:
         """The last word: the nucleus removes what is left, the control program leaves."""
-        self.host.end(how, self.secrets.hide(text)[:TEXT], exit_code)
+        told = filter(None, (self.secrets.hide(text)[:TEXT], self.syslog.finish()))
+        self.host.end(how, " ".join(told), exit_code)
         self._over.set()
 
     def _turn(self, state: str, cause: str | None = None, exit_code: int | None = None) -> None:

@@ -17,7 +17,7 @@ import time
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgpack
@@ -50,6 +50,7 @@ _NOW: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _SEND: Final = int(wire.Kind.SEND)
 # Used by one thread at a time: it never gives up the interpreter's lock.
 _packer: Final = msgpack.Packer(buf_size=4096)
+_NO_FIELDS: Final[dict[str, Any]] = {}
 
 
 # What :func:`install` was given.
@@ -78,7 +79,7 @@ class LogWriter:
             fields = _traced(fields or {}, trace)
         with self._lock:
             if self._busy:
-                self._within.append((now, severity, logger, message, fields))
+                self._within.append((now, severity, logger, message, dict(fields) if fields else None))
                 return
             self._busy = True
             try:
@@ -89,8 +90,25 @@ class LogWriter:
                 self._busy = False
 
     def _put(self, now: float, severity: int, logger: str, message: str, fields: Mapping[str, Any] | None) -> None:
-        self._number += 1
-        self._send(_encode(self._number, now, severity, logger[:256], message, dict(fields) if fields else {}))
+        self._number = number = self._number + 1
+        if len(logger) > 256:
+            logger = logger[:256]
+        packet = None
+        ours = dict(fields) if fields else _NO_FIELDS
+        if type(message) is str and len(message) <= SHORT and (not ours or _is_flat(ours)):
+            # Nothing is in it that a message may not carry: it need not be looked at again, which costs more than the
+            # rest. But there may be a lone surrogate, or an integer over 64 bits.
+            try:
+                packet = _packer.pack([_SEND, number, [now, severity, logger, message, ours]])
+            except (ValueError, OverflowError):
+                packet = None
+        if packet is None:
+            packet = _encode(number, now, severity, logger, message, ours)
+        try:
+            self._socket.send(packet, _NOW)
+            self._stuck = False
+        except OSError as exc:
+            self._send_later(packet, exc)
 
     def _put_within(self) -> None:
         for _ in range(MOST_WITHIN):
@@ -108,15 +126,10 @@ class LogWriter:
                 text = "-- the end; there was no room for what was written last --"
                 self._wait_and_send(_encode(self._number, time.time(), NOTICE, "retinue.svm", text, {}), FAREWELL_MS)
 
-    def _send(self, packet: bytes) -> None:
-        try:
-            self._socket.send(packet, _NOW)
-            self._stuck = False
-        except BlockingIOError:
-            if not self._stuck or self.patient:
-                self._wait_and_send(packet, PATIENCE_MS)
-        except OSError:
-            pass  # nobody holds the other end any more: the machine is about to be ended
+    def _send_later(self, packet: bytes, why: OSError) -> None:
+        # Any other error: nobody holds the other end any more, the machine is about to be ended.
+        if isinstance(why, BlockingIOError) and (not self._stuck or self.patient):
+            self._wait_and_send(packet, PATIENCE_MS)
 
     def _wait_and_send(self, packet: bytes, most: int) -> None:
         poll = select.poll()
@@ -148,13 +161,6 @@ def _traced(fields: Mapping[str, Any], trace: bytes | None) -> dict[str, Any]:
 
 def _encode(number: int, when: float, severity: int, logger: str, message: str, fields: dict[str, Any]) -> bytes:
     """The packet of a record; what does not fit one is cut, with the number of bytes that are missing as a field."""
-    if type(message) is str and len(message) <= SHORT and (not fields or _is_flat(fields)):
-        # Nothing is in it that a message may not carry: it need not be looked at again, which costs more than the rest.
-        try:
-            packed: bytes = _packer.pack([_SEND, number, [when, severity, logger, message, fields]])
-            return packed
-        except (ValueError, OverflowError):
-            pass  # a lone surrogate, an integer over 64 bits
     try:
         packet = wire.encode([wire.Kind.SEND, number, [when, severity, logger, message, fields]])
         if len(packet) <= wire.MAX_PACKET:
@@ -205,6 +211,9 @@ class LogStream(io.TextIOBase):
 
     def write(self, text: str) -> int:
         with self._lock:
+            if "\n" not in text and len(self._line) + len(text) <= MAX_MESSAGE:
+                self._line += text
+                return len(text)
             *lines, self._line = (self._line + text).split("\n")
             if len(self._line) > MAX_MESSAGE:
                 lines.append(self._line)
@@ -221,9 +230,13 @@ class LogStream(io.TextIOBase):
             self._writer.write(self._severity, self._logger, rest)
 
 
+# What a record of the library has of its own. What ``extra`` adds must be none of it, and becomes fields.
 _PLAIN_RECORD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
 _PLAIN_COUNT: Final = len(vars(logging.makeLogRecord({})))
+_PLAIN_LOGGER: Final = len(vars(logging.getLogger("retinue.svm")))
+_SEVERITIES: Final = {10: DEBUG, 20: INFO, 30: WARNING, 40: ERROR, 50: CRITICAL}
+# Of those, as the only argument of a message, none is a mapping: to ask is dear.
+_NO_MAPPINGS: Final = frozenset({int, str, float})
 
 
 def severity_of(level: int) -> int:
@@ -260,11 +273,31 @@ class LogHandler(logging.Handler):
             fields = {name: record.__dict__[name] for name in names}
             self._writer.write(severity_of(record.levelno), record.name, message, fields)
         except Exception as exc:
-            # A record that cannot be formatted is the program's mistake; it is told as a record of its own.
-            self._writer.write(ERROR, record.name, f"a log call failed: {exc!r}: {record.msg!r:.500}")
+            self._write_failed(record.name, record.msg, exc)
+
+    def say(self, name: str, level: int, msg: object, args: Any, fields: Mapping[str, Any] | None) -> None:
+        """What :meth:`emit` says of a record that is made of these."""
+        try:
+            message = msg if type(msg) is str else str(msg)
+            if args:
+                if len(args) == 1 and type(args[0]) not in _NO_MAPPINGS and isinstance(args[0], Mapping) and args[0]:
+                    args = args[0]
+                message = message % args
+            self._writer.write(_SEVERITIES.get(level) or severity_of(level), name, message, fields)
+        except Exception as exc:
+            self._write_failed(name, msg, exc)
+
+    def _write_failed(self, name: str, msg: object, exc: Exception) -> None:
+        """A record that cannot be formatted is the program's mistake; it is told as a record of its own."""
+        self._writer.write(ERROR, name, f"a log call failed: {exc!r}: {msg!r:.500}")
 
 
-_found: Final[list[Callable[..., tuple[str, int, str, str | None]]]] = []
+_Logger: Final = logging.Logger
+_Record: Final = logging.LogRecord
+# The library's own; somebody else's may stand in their place.
+_find_caller_before: Final = _Logger.findCaller
+_log_before: Final = _Logger._log
+_steps_before: Final = _Logger.makeRecord, _Logger.handle, _Logger.callHandlers, _Record.getMessage
 
 
 def _find_caller(
@@ -272,8 +305,43 @@ def _find_caller(
 ) -> tuple[str, int, str, str | None]:
     """In the place of Logger.findCaller, which costs a fifth of a record: looks only where a stack is wanted."""
     if stack_info:
-        return _found[0](self, stack_info, stacklevel + 1)
+        return _find_caller_before(self, stack_info, stacklevel + 1)
     return "(unknown file)", 0, "(unknown function)", None
+
+
+def _only_handler(logger: logging.Logger) -> LogHandler | None:
+    """Ours, if nobody else sees what the logger says, and each step to it is the library's own."""
+    if type(logger) is not _Logger or len(logger.__dict__) > _PLAIN_LOGGER or logger.disabled or logger.filters:
+        return None
+    steps = _Logger.makeRecord, _Logger.handle, _Logger.callHandlers, _Record.getMessage
+    if steps != _steps_before or logging.getLogRecordFactory() is not _Record:
+        return None
+    above: logging.Logger | None = logger
+    while above is not None and not above.handlers:
+        above = above.parent if above.propagate else None
+    if above is None or len(above.handlers) != 1 or (above.propagate and above.parent is not None):
+        return None
+    handler = above.handlers[0]
+    return handler if type(handler) is LogHandler and not handler.filters else None
+
+
+def _log(
+    self: logging.Logger,
+    level: int,
+    msg: object,
+    args: Any,
+    exc_info: Any = None,
+    extra: Mapping[str, Any] | None = None,
+    stack_info: bool = False,
+    stacklevel: int = 1,
+) -> None:
+    """In the place of Logger._log: where no other handler wants a LogRecord none is made, which is most of the cost."""
+    if not exc_info and not stack_info and (not extra or (type(extra) is dict and _PLAIN_RECORD.isdisjoint(extra))):
+        handler = _only_handler(self)
+        if handler is not None and level >= handler.level:
+            handler.say(self.name, level, msg, args, extra)
+            return
+    _log_before(self, level, msg, args, exc_info, extra, stack_info, stacklevel + 1)
 
 
 def install(writer: LogWriter) -> None:
@@ -286,9 +354,8 @@ def install(writer: LogWriter) -> None:
     root.setLevel(logging.INFO)
     # What no record of ours carries need not be found out for each: thread, task, process, line of the call.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    if (found := logging.Logger.findCaller) is not _find_caller:
-        _found.append(found)
-        setattr(logging.Logger, "findCaller", _find_caller)  # noqa: B010  (a method, for the type checker)
+    setattr(_Logger, "findCaller", _find_caller)  # noqa: B010  (a method, for the type checker)
+    setattr(_Logger, "_log", _log)  # noqa: B010
     logging.captureWarnings(True)
     warnings.simplefilter("default")
 

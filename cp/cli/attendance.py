@@ -18,7 +18,7 @@ from retinue.cp.cli.board import Board
 from retinue.cp.cli.errors import FAILED, OK, CommandError, Interrupted, SystemFailed
 from retinue.cp.cli.following import AGAIN
 from retinue.cp.cli.live import REFRESH, Display, display
-from retinue.cp.cli.output import Paint, colour_wanted, say, tell
+from retinue.cp.cli.output import Paint, colour_wanted, neutralise, say, tell
 from retinue.cp.cli.records import RecordFormat, lost_line, tells_event
 from retinue.cp.cli.session import (
     BURY_WAIT,
@@ -31,6 +31,7 @@ from retinue.cp.cli.session import (
     tail,
 )
 from retinue.cp.directory import Directory
+from retinue.cp.losses import untold_in
 from retinue.cp.places import Folders
 from retinue.pipes import Path, PathClosed, PathSevered, SocketTransport, open_path
 
@@ -334,9 +335,11 @@ class Attendance:
                 raise Interrupted(f"{self._system} was stopped before it was ready")
             if end is not None and end.how == "down":
                 tell(f"{self._system} has stopped")
+                _tell_untold(end)
                 return OK
         if self._ready and self._board.failure is None and end is not None and end.how == "down":
             tell(f"{self._system} has stopped: an operator asked for it")
+            _tell_untold(end)
             return OK
         what = "ended" if self._ready else "did not start"
         # The nucleus ends with the same code that the event tells, which may not have arrived any more.
@@ -370,6 +373,11 @@ class Attendance:
         log = self._folders.state / runtime.NUCLEUS_LOG
         lines = tail(log)
         return "\n".join([f"{log} ends with:", *(f"  {line}" for line in lines)]) if lines else None
+
+
+def _tell_untold(end: runtime.End) -> None:
+    if untold := untold_in(end.text):
+        tell(neutralise(untold))
 
 
 def _signal_name(number: int) -> str:

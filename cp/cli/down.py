@@ -18,7 +18,8 @@ from retinue.cp.places import find_places
 @click.pass_context
 def down(ctx: click.Context, force: bool) -> int:
     """Stop a running system in order, and wait until it is gone."""
-    from retinue.cp.cli.output import tell
+    from retinue.cp.cli.output import neutralise, tell
+    from retinue.cp.losses import untold_in
 
     system = find_system(selection(ctx))
     from retinue.cp.cli.session import converse
@@ -28,4 +29,7 @@ def down(ctx: click.Context, force: bool) -> int:
     places = find_places(selection(ctx).state)
     runtime.clean(places.folders(system.system))
     tell(f"{system.system} has stopped")
+    end = runtime.read_end(places.folders(system.system))
+    if end is not None and (untold := untold_in(end.text)):
+        tell(neutralise(untold))
     return OK

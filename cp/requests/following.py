@@ -9,10 +9,10 @@ import trio
 from retinue.cp.broadcast import Follower
 from retinue.cp.checking import OURS
 from retinue.cp.circuit import label
-from retinue.cp.finding import find
-from retinue.cp.records import Machines, Record
+from retinue.cp.finding import find, logged
+from retinue.cp.records import Machines, Record, names_of
 from retinue.cp.requests.arguments import known, take
-from retinue.cp.selection import MOST_RECORDS, WHICH, Selection, selection
+from retinue.cp.selection import MOST_RECORDS, WHERE, WHICH, Selection, selection
 from retinue.cp.syslog import CRITICAL
 from retinue.cp.tap import RECORDED, SHOWN, Lost, Tap, TapFailed
 from retinue.pipes import PathError, Rejected
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 # Followers on one path: each holds its own place in the stream.
 MOST_FOLLOWERS: Final = 8
-# Items of a follower that are on their way at once.
-IN_FLIGHT: Final = 32
+# Items of a follower that are sent before others get their turn.
+AT_ONCE: Final = 16
 # Taps on one path.
 MOST_TAPS: Final = 4
 
@@ -34,15 +34,25 @@ Wanted = Callable[[Any], Any]
 
 async def logs(asker: "OperatorPath", arguments: dict[str, Any]) -> Any:
     """One page of the records that a query wants (:mod:`retinue.cp.selection`)."""
-    cp = asker.cp
-    return (await find(cp.syslog, selection(arguments, cp.syslog.run, ["CP", *cp.lives]))).as_answer()
+    syslog = asker.cp.syslog
+    return (await find(syslog, await _selection(asker.cp, arguments, (*WHICH, *WHERE)))).as_answer()
+
+
+async def _selection(cp: "ControlProgram", arguments: dict[str, Any], keys: tuple[str, ...]) -> Selection:
+    """A query; its machines are of the system, or have been and left records. Rejected if it is none."""
+    names = ["CP", *cp.lives]
+    try:
+        return selection(arguments, cp.syslog.run, names, keys)
+    except Rejected as exc:
+        if exc.code != "unknown-machine":
+            raise
+    return selection(arguments, cp.syslog.run, [*names, *await logged(cp.syslog)], keys)
 
 
 async def follow(asker: "OperatorPath", arguments: dict[str, Any]) -> Any:
     """What comes from now on, and before it what came after a record, as far as it is in memory."""
-    cp = asker.cp
     which = {name: value for name, value in arguments.items() if name not in ("events", "records", "after")}
-    asked = selection(which, cp.syslog.run, ["CP", *cp.lives], (*WHICH, "events", "records", "after"))
+    asked = await _selection(asker.cp, which, (*WHICH, "events", "records", "after"))
     rest = {name: value for name, value in arguments.items() if name not in which}
     events, records, after = take(rest, {"events": (bool, False), "records": (bool, True), "after": (int, None)})
     machines = asked.machines
@@ -110,17 +120,20 @@ async def _follow_on(
     syslog = asker.cp.syslog
     asker.followers += 1
     try:
-        with syslog.broadcast.follow(wanted) as follower:
+        with syslog.broadcast.follow(wanted, None if machines is None else names_of(machines)) as follower:
             last = syslog.last
             task_status.started(last)
             if after is not None:
                 await _catch_up(asker, machines, wanted, after, last)
-            async with trio.open_nursery() as nursery:
-                slots = trio.Semaphore(IN_FLIGHT)
-                async for item in follower.items:
-                    await slots.acquire()
-                    nursery.start_soon(_push, asker, item, slots)
-                    await _tell_lost(asker, follower)
+            # What came leaves at once, in this turn of the loop: each turn more may be as long as that of a flood.
+            while items := await follower.take(AT_ONCE):
+                for item in items:
+                    try:
+                        asker.path.send_nowait(item)
+                    except trio.WouldBlock:
+                        await asker.path.send(item)  # that many are on their way: until they were received
+                asker.path.flush()
+                await _tell_lost(asker, follower)
             # Only whoever sees this knows that nothing is missing at the end.
             await asker.path.send(["end", {}])
     except* PathError:
@@ -142,13 +155,6 @@ async def _catch_up(asker: "OperatorPath", machines: Machines, wanted: Wanted, a
             if (item := wanted(["record", record])) is not None:
                 await asker.path.send(item)
         await trio.lowlevel.checkpoint()
-
-
-async def _push(asker: "OperatorPath", item: Any, slots: trio.Semaphore) -> None:
-    try:
-        await asker.path.send(item)
-    finally:
-        slots.release()
 
 
 async def _tell_lost(asker: "OperatorPath", follower: Follower) -> None:

@@ -15,7 +15,8 @@ Edges
 A batch is one transaction and is answered after the commit, so what was answered survives a kill -9. A batch that comes
 again (its answer was lost with the machine, or with the control program) is stored once: a record is known by its run
 and its sequence number. While the disk takes nothing, batches are refused, which one record says; they wait in the
-control program until there is room.
+control program until there is room. A batch that was sent before the one before it was answered names that (``after``,
+its last number), and is refused unless that was the last one stored: records are stored in their order.
 """
 
 import contextlib
@@ -65,9 +66,15 @@ class Storing:
         self.forwarder: Forwarder | None = None
         self._store = store
         self._refused = 0
+        self._newest: tuple[str, object] | None = None  # the run and the last number of the last batch with one
 
-    def add(self, run: str, chunks: Sequence[Chunk]) -> None:
-        """Store a batch; Rejected ``not-stored`` when that cannot be."""
+    def add(self, run: str, chunks: Sequence[Chunk], after: object = None, last: object = None) -> None:
+        """Store a batch, up to the number ``last``, if the one before it was stored that is named by ``after``.
+
+        Rejected ``not-stored`` when that cannot be, ``out-of-order`` when the one before it was not stored.
+        """
+        if after is not None and self._newest != (run, after):
+            raise Rejected("out-of-order", "the batch before it was not stored")
         try:
             self._store.add(run, chunks)
         except sqlite3.Error as exc:
@@ -75,17 +82,24 @@ class Storing:
                 _log.error("records cannot be stored, they wait in the control program: %s", exc)
             self._refused += 1
             raise Rejected("not-stored", str(exc)) from None
+        if last is not None:  # what is left of earlier runs may come in between
+            self._newest = run, last
         if self._refused:
             _log.info("records are stored again, after %d refused batches", self._refused)
             self._refused = 0
         if self.forwarder is not None:
-            self.forwarder.notice()
+            self.forwarder.notice(run)
 
     async def tidy(self) -> None:
         """Remove what is not kept any longer, in small steps; runs until it is cancelled."""
         while True:
             try:
-                while self._store.tidy():
+                more = True
+                while more:
+                    moving = self._store.moving
+                    more = self._store.tidy()
+                    if moving and self.forwarder is not None:
+                        self.forwarder.notice()
                     await trio.lowlevel.checkpoint()
             except sqlite3.Error:
                 pass  # a disk that takes nothing: who wants to store says so
@@ -117,16 +131,19 @@ async def main(vm: Machine[Config]) -> None:
         if message.path.peer != "*LOG":
             raise Rejected("denied", f"{vm.name} takes records from the control program only: use an edge to *LOG")
         match message.body:
-            case ["store", {"run": str(run), "chunks": list(chunks)}]:
-                return storing.add(run, chunks)
+            case ["store", {"run": str(run), "chunks": list(chunks), **order}]:
+                return storing.add(run, chunks, order.get("after"), order.get("last"))
             case ["store", {"run": str(run), "records": list(records)}]:
+                # Control programs before chunks were known.
                 return storing.add(run, chunks_of(records))
             case ["select", dict(query)]:
                 return await desk.select(query)
+            case ["machines", {}]:
+                return await desk.machines()
             case ["query", {"machine": str() | None as machine, "count": int(count)}]:
                 # Control programs before this release ask so.
                 return await desk.select({"machine": machine and [machine], "count": count})
-        raise Rejected("unknown-verb", "SYSLOG knows store and select")
+        raise Rejected("unknown-verb", "SYSLOG knows store, select and machines")
 
     with contextlib.closing(store), contextlib.closing(desk):
         async with trio.open_nursery() as nursery:

@@ -1,18 +1,18 @@
 """Sending records on to the site's collector, from the store, in order, beside the storing of them.
 
-What was sent counts when the link has been finished: then the place up to which the collector has everything is written
-into the store, and a successor goes on from there. Whatever fails before that is sent again.
+What was sent counts when the link has been finished: then the places up to which the collector has everything are
+written into the store, one for each run of the system, and a successor goes on from there. Whatever fails before that
+is sent again.
 """
 
-import contextlib
 import difflib
 import logging
 import random
 import re
 import socket
 import sqlite3
-from collections.abc import Iterable, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Iterable
+from typing import Any, Final
 
 import attrs
 import trio
@@ -20,13 +20,15 @@ from attrs.validators import ge, le, optional
 
 from retinue.pipes import PathError
 from retinue.services.syslog.collector import BadCollector, CollectorLost, Link, open_link, parse_collector
-from retinue.services.syslog.rfc5424 import ENTERPRISE, FACILITIES, SEVERITIES, SHORTEST, Formatter, Record
-from retinue.services.syslog.schema import RUN_BITS
+from retinue.services.syslog.places import NUMBER, Places
+from retinue.services.syslog.rfc5424 import ENTERPRISE, FACILITIES, SEVERITIES, SHORTEST, Formatter
+from retinue.services.syslog.row import Row
+from retinue.services.syslog.store import Store
 from retinue.svm import ConfigError, ConfigMistake, Machine
 
 log: Final = logging.getLogger("retinue.syslog")
 
-# The name of the place in the store. It is not the collector's: another address of it, or another one, goes on from it.
+# The name of the places in the store. It is not the collector's: another address of it, or another one, goes on there.
 PLACE: Final = "forward"
 # Records read from the store at once: they hold up storing for some 2 ms.
 BATCH: Final = 100
@@ -46,7 +48,7 @@ LAST_WORD: Final = 1.0
 
 # Bytes of a message: what rsyslog takes unless told otherwise (8096, and cuts a longer one in two), and what every
 # receiver of datagrams should take (RFC 5426, 3.2). A datagram can have 65,507.
-_LONGEST: Final = {"tcp": 8000, "udp": 2048}
+_LONGEST: Final = {"tcp": 8000, "udp": 2048, "unix": 8000, "unix-stream": 8000}
 _MOST_BYTES: Final = 65507
 
 # What the way to a collector may end in.
@@ -93,7 +95,8 @@ def _check_collector(_: object, attribute: "attrs.Attribute[Any]", text: str) ->
 class Forward:
     """Where records are sent on to, and as what. ``to`` is required."""
 
-    # "tcp://HOST:PORT" or "udp://HOST:PORT", as TCPIP's config.allow lets this machine go there.
+    # "tcp://HOST:PORT", "udp://HOST:PORT", "unix:///PATH" (datagrams) or "unix-stream:///PATH", as TCPIP's config.allow
+    # lets this machine go there.
     to: str = attrs.field(validator=_check_collector)
     # The local name of the edge to TCPIP.
     edge: str = "out"
@@ -105,7 +108,7 @@ class Forward:
     severity: str = attrs.field(default="debug", validator=_one_of(SEVERITIES))
     # The site's private enterprise number, in the names of structured data (retinue@32473).
     enterprise: int = attrs.field(default=ENTERPRISE, validator=ge(0))
-    # Bytes of a message. None: 8000 over TCP, 2048 over UDP.
+    # Bytes of a message. None: 2048 over UDP, 8000 otherwise.
     longest: int | None = attrs.field(default=None, validator=optional([ge(SHORTEST), le(_MOST_BYTES)]))
 
 
@@ -121,35 +124,14 @@ class UnknownEdge(ValueError):
         )
 
 
-class Row(Record, Protocol):
-    """A record in the store, with its place there."""
-
-    @property
-    def id(self) -> int: ...
-
-
-class Source(Protocol):
-    """What is needed of the store."""
-
-    def place(self, name: str) -> int:
-        """The place of that name; 0 if there is none."""
-
-    def set_place(self, name: str, place: int) -> None:
-        """Keep it. Raises sqlite3.Error."""
-
-    def after(self, place: int, most: int) -> Sequence[Row]:
-        """The records that follow the place, in order. Raises sqlite3.Error."""
-
-
 class Forwarder:
-    """Sends the records of ``source`` to the collector until it is cancelled, or :meth:`finish` is called."""
+    """Sends the records of a store to the collector until it is cancelled, or :meth:`finish` is called."""
 
-    def __init__(self, vm: Machine[Any], config: Forward, source: Source, nursery: trio.Nursery) -> None:
+    def __init__(self, vm: Machine[Any], config: Forward, store: Store, nursery: trio.Nursery) -> None:
         if config.edge not in vm.edges:
             raise UnknownEdge(config.edge, vm.edges)
         self._vm = vm
         self._edge = config.edge
-        self._source = source
         self._nursery = nursery
         self._collector = parse_collector(config.to)
         self._least = SEVERITIES.index(config.severity)
@@ -159,7 +141,7 @@ class Forwarder:
             enterprise=config.enterprise,
             longest=config.longest or _LONGEST[self._collector.protocol],
         )
-        self._place = source.place(PLACE)
+        self._places = Places(store, PLACE)
         self._came = trio.Event()  # records
         self._link: Link | None = None
         self._stopping = False
@@ -169,8 +151,12 @@ class Forwarder:
         self._pause = SOONEST
         self._most = MOST_UNCONFIRMED  # records over one link; few after a failure, for a slow line takes no more
 
-    def notice(self) -> None:
-        """There are more records in the store."""
+    def notice(self, run: str | None = None) -> None:
+        """There are more records in the store, of this run of the system or of any."""
+        if run is None:
+            self._places.look()
+        else:
+            self._places.came(run)
         self._came.set()
 
     async def finish(self) -> None:
@@ -199,35 +185,32 @@ class Forwarder:
     async def _send_some(self) -> None:
         """Wait for records and send them over one link. Raises FAILURES; then none of it counts."""
         self._removed = 0
-        place, messages = await self._next(self._place)
-        while not messages:
-            self._place = place
+        self._places.back()
+        while not (messages := await self._next()):
+            self._places.keep(save=False)
             await self._wait()
             if self._stopping:
                 return
-            place, messages = await self._next(place)
         self._link = link = await open_link(self._vm, self._edge, self._collector, self._nursery)
         try:
-            place = await self._fill(link, place, messages)
+            await self._fill(link, messages)
             await link.finish()
         finally:
             link.cut()
             self._link = None
-        self._place = place
+        self._places.keep()
         self._most = min(2 * self._most, MOST_UNCONFIRMED)
-        with contextlib.suppress(sqlite3.Error):  # a full disk, of which storing tells; the next place does as well
-            self._source.set_place(PLACE, place)
         self._tell_up()
         self._tell_removed()
 
-    async def _fill(self, link: Link, place: int, messages: list[bytes]) -> int:
-        """Send some records over a link, the first ones given, and up to which it was."""
+    async def _fill(self, link: Link, messages: list[bytes]) -> None:
+        """Send some records over a link, the first ones given."""
         await link.send(messages)
         sent = len(messages)
         deadline = trio.current_time() + CONFIRM_AFTER
         # After a failure a few are enough, to see whether it has passed.
         while self._down_since is None and sent < self._most and not self._stopping:
-            place, messages = await self._next(place)
+            messages = await self._next()
             if messages:
                 await link.send(messages)
                 sent += len(messages)
@@ -240,26 +223,25 @@ class Forwarder:
                     break
             if trio.current_time() >= deadline:
                 break
-        return place
 
-    async def _next(self, place: int) -> tuple[int, list[bytes]]:
-        """The next records that are to be sent, as messages, and the place behind them. None: there are no more."""
+    async def _next(self) -> list[bytes]:
+        """The next records that are to be sent, as messages. None: there are no more."""
         messages: list[bytes] = []
         while not messages:
             storing, self._came = self._came.is_set(), trio.Event()
             began = trio.current_time()
-            if not (rows := self._source.after(place, BATCH)):
+            place, rows = self._places.next(BATCH)
+            if not rows:
                 break
             self._removed += self._removed_between(place, rows[0])
-            place = rows[-1].id
             messages = [self._formatter.format(row) for row in rows if row.severity <= self._least]
             await trio.sleep(REST * (trio.current_time() - began) if storing else 0)
-        return place, messages
+        return messages
 
     def _removed_between(self, place: int, row: Row) -> int:
         """How many records after the place the store has removed, for it keeps no more; the row follows in it now."""
         # Numbers that are missing for another reason have older records before them. Of another run nothing is known.
-        if row.id == place + 1 or row.id >> RUN_BITS != place >> RUN_BITS or self._source.after(0, 1)[0].id != row.id:
+        if row.id == place + 1 or place & NUMBER == 0 or not self._places.first(row):
             return 0
         return row.id - place - 1
 

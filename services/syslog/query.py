@@ -9,13 +9,16 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import attrs
 import trio
 
 from retinue.pipes import Rejected
 from retinue.services.syslog.schema import RUN_BITS
+
+T = TypeVar("T")
 
 # Seconds that one answer may be looked for, and how long a single statement may take.
 TIME_LIMIT: Final = 2.0
@@ -193,6 +196,11 @@ class Reader:
                 raise Rejected("too-long", f"the disk needs more than {STATEMENT_LIMIT:.0f} s for a query") from exc
             return found.answer(self._place_of(self._reached))
 
+    def machines(self) -> list[str]:
+        """The names of machines of which something has been stored, as many as anybody wants to see."""
+        found = self._execute("SELECT name FROM machines ORDER BY number DESC LIMIT :most", {"most": MOST_MACHINES})
+        return [name for (name,) in found]
+
     def _execute(self, statement: str, values: Mapping[str, Any]) -> sqlite3.Cursor:
         self._deadline = self._clock() + STATEMENT_LIMIT
         return self._database.execute(statement, values)
@@ -292,8 +300,15 @@ class Desk:
 
     async def select(self, untrusted_query: Mapping[Any, Any]) -> dict[str, Any]:
         """:meth:`Reader.select`; Rejected ``not-read`` when the file cannot be read."""
+        return await self._read(partial(self._reader.select, untrusted_query))
+
+    async def machines(self) -> list[str]:
+        """:meth:`Reader.machines`; Rejected likewise."""
+        return await self._read(self._reader.machines)
+
+    async def _read(self, what: Callable[[], T]) -> T:
         try:
-            return await trio.to_thread.run_sync(self._reader.select, untrusted_query, limiter=self._turn)
+            return await trio.to_thread.run_sync(what, limiter=self._turn)
         except sqlite3.Error as exc:
             raise Rejected("not-read", str(exc)) from None
 

@@ -109,6 +109,11 @@ class Store:
             self._forget()
             raise
 
+    @property
+    def moving(self) -> bool:
+        """Whether there are records of an earlier schema that :meth:`tidy` has to move."""
+        return self._moving is not None
+
     # -- tidying ---------------------------------------------------------------------------------------------------
 
     def tidy(self) -> bool:
@@ -207,10 +212,6 @@ class Store:
         """The id up to which somebody of that name has come, who said so; 0 when nobody did."""
         found = self._database.execute("SELECT place FROM places WHERE name = ?", (name,)).fetchone()
         return int(found[0]) if found else 0
-
-    def set_place(self, name: str, id: int) -> None:
-        """Remember how far somebody has come."""
-        self._database.execute("INSERT OR REPLACE INTO places VALUES (?, ?)", (name, id))
 
     def close(self) -> None:
         """Let go of the file, with everything in it that was committed."""

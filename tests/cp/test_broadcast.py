@@ -81,3 +81,27 @@ async def test_follower_is_not_behind_by_what_it_does_not_want() -> None:
             source.publish(number)
         assert follower.take_lost() == 0
         assert await taken(follower) == [number * 10 for number in range(0, BEHIND * 2, 1_000)]
+
+
+async def test_records_are_made_only_for_who_wants_those_of_their_machine() -> None:
+    """Whoever follows one machine does not pay for another one that floods."""
+    broadcast = Broadcast()
+    assert broadcast.followers_of("M") == []
+    with broadcast.follow() as everything, broadcast.follow(machines={"M", "N"}) as some:
+        assert set(broadcast.followers_of("M")) == {everything, some}
+        assert broadcast.followers_of("FLOOD") == [everything]
+        broadcast.publish("what is no record")
+        assert await taken(some) == ["what is no record"]
+
+
+async def test_follower_takes_what_there_is() -> None:
+    """At most so much at once; it waits only for the first item, and gets nothing when there is nothing more."""
+    broadcast = Broadcast()
+    with trio.fail_after(5), broadcast.follow() as follower:
+        for number in range(5):
+            broadcast.publish(number)
+        assert [await follower.take(3), await follower.take(3)] == [[0, 1, 2], [3, 4]]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(broadcast.finish)
+            assert await follower.take(3) == []
+            nursery.cancel_scope.cancel()

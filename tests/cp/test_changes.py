@@ -26,7 +26,7 @@ from retinue.cp.directory import (
     load,
     start_order,
 )
-from retinue.cp.directory.model import LogPolicy, LogRate
+from retinue.cp.directory.model import LogPolicy, LogRate, PagingVolume
 from retinue.cp.directory.positions import scan
 
 GOOD = pathlib.Path(__file__).parents[1] / "topologies" / "good"
@@ -83,6 +83,7 @@ REPLACE: Cases = {
     "kind": ({"kind": "asgi", "program": "shop:app"}, "program: shop -> none; asgi: none -> shop:app"),
     "threads": ({"threads": 4}, "threads: 8 -> 4"),
     "segments": ({"segments": 1024**3}, "segments: none -> 1G"),
+    "host_sockets": ({"host_sockets": ("/dev/log",)}, 'host_sockets: none -> ["/dev/log"]'),
     "uses": ({"uses": (Edge("data", "DATA"),)}, "uses.data: none -> DATA"),
     "sockets": ({"sockets": (SocketEntry("web", "listen"),)}, "sockets.web: none -> listen"),
     "disks": (
@@ -249,6 +250,22 @@ def test_what_the_processes_are_made_with_is_impossible() -> None:
         ("system", "", "syslog: none -> SHOP"),
         ("system", "", "storage: none -> 1G"),
     ]  # fmt: skip
+
+
+def test_paging_volume_of_a_running_system_stays() -> None:
+    """Added, moved, resized or removed: the plan says that it takes another start."""
+    why = "the paging volume is opened once, before any machine starts"
+    small, large, other = (PagingVolume(*each) for each in (("a.img", 2**30), ("a.img", 2**31), ("b.img", 2**30)))
+    for before, after, text in (
+        (None, small, "paging: none -> a.img of 1G"),
+        (small, large, "paging.size: 1G -> 2G"),
+        (small, other, "paging.volume: a.img -> b.img"),
+        (small, None, "paging: a.img of 1G -> none"),
+    ):
+        found = told(*(topology(PLAIN, system=System("IT", paging=each)) for each in (before, after)))
+        assert [each[0] for each in found] == ["impossible"] * len(found)
+        assert text in found[0][2]
+        assert found[0][2].endswith(why)
 
 
 def test_first_machine_with_the_network_is_impossible() -> None:

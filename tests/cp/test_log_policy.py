@@ -2,49 +2,38 @@
 
 import contextlib
 import pathlib
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-import msgpack
 import pytest
 import trio
 import trio.testing
+from tests.cp.log_store import (
+    EVER,
+    EVERYTHING,
+    Clock,
+    K,
+    Store,
+    kept,
+    losses,
+    policies,
+    record,
+    said,
+    settle,
+    there,
+    until,
+)
 
-from retinue.cp import keeper as keeping
 from retinue.cp import syslog as reading
 from retinue.cp.directory import load
 from retinue.cp.directory.model import LogPolicy, LogRate
 from retinue.cp.journal import Journal
-from retinue.cp.log_policy import Allowance, LogPolicies
+from retinue.cp.log_policy import Allowance
 from retinue.cp.records import Record
 from retinue.cp.syslog import Syslog
-from retinue.cp.tape import record_of
 from retinue.cp.watchdog import Watchdog
-from retinue.pipes import Message, Path, memory_pair, open_path, socket_pair, wire
+from retinue.pipes import socket_pair
 from retinue.svm.log import LogWriter
-
-K = 1024
-EVERYTHING = 1_000_000
-EVER = LogRate(10, 3600.0)
-
-
-def policies(policy: LogPolicy, *names: str) -> LogPolicies:
-    made = LogPolicies()
-    made._of.update(dict.fromkeys(names or ("M",), policy))
-    return made
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def record(number: int, text: str = "m") -> bytes:
-    return wire.encode([wire.Kind.SEND, number, [1.5, 6, "x", text, {}]])
 
 
 async def hear(log: Syslog, *packets: bytes) -> list[Record]:
@@ -62,66 +51,6 @@ async def hear(log: Syslog, *packets: bytes) -> list[Record]:
                         except BlockingIOError:
                             await trio.lowlevel.wait_writable(theirs)
     return log.recent(None, EVERYTHING)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Poll for what happens in another thread."""
-    while not condition():  # noqa: ASYNC110
-        await trio.sleep(0.001)
-
-
-def there(folder: pathlib.Path) -> list[str]:
-    return sorted(each.name for each in folder.iterdir())
-
-
-class Store:
-    """What keeps records, when it is let to."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-        self.runs: list[str] = []
-        self.go = trio.Event()
-
-    def let(self, whether: bool) -> None:
-        if whether:
-            self.go.set()
-        else:
-            self.go = trio.Event()
-
-    @asynccontextmanager
-    async def connect(self) -> AsyncIterator[Path]:
-        ours, theirs = memory_pair()
-        async with open_path(ours) as path, open_path(theirs) as other, trio.open_nursery() as nursery:
-
-            async def store(message: Message) -> None:
-                await self.go.wait()
-                _, body = message.body
-                self.runs.append(body["run"])
-                for machine, generation, first, blob in body["chunks"]:
-                    for seq, each in enumerate(msgpack.unpackb(blob), first):
-                        self.records.append(record_of(seq, machine, generation, each))
-
-            nursery.start_soon(other.serve, store)
-            yield path
-            nursery.cancel_scope.cancel()
-
-    def of(self, machine: str) -> list[Record]:
-        return [each for each in self.records if each["machine"] == machine]
-
-
-def losses(records: list[Record]) -> dict[str, int]:
-    """The gaps by cause."""
-    found: dict[str, int] = {}
-    for each in records:
-        if "lost" in each["fields"]:
-            found[each["fields"]["cause"]] = found.get(each["fields"]["cause"], 0) + each["fields"]["lost"]
-            assert each["message"].startswith(f"-- {each['fields']['lost']} lines lost: ")
-            assert (each["logger"], each["severity"]) == ("retinue.cp", 4)
-    return found
-
-
-def said(records: list[Record]) -> list[str]:
-    return [each["message"] for each in records if "lost" not in each["fields"]]
 
 
 # -- the rate ----------------------------------------------------------------------------------------------------------
@@ -255,24 +184,6 @@ async def test_machine_that_is_slowed_down_goes_on_when_its_policy_changes() -> 
 # -- the buffer --------------------------------------------------------------------------------------------------------
 
 
-@asynccontextmanager
-async def kept(log: Syslog, store: Store, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
-    monkeypatch.setattr(keeping, "AGAIN", 0.001)
-    with trio.fail_after(30):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(log.keeper.run, store.connect)
-            await trio.testing.wait_all_tasks_blocked()
-            yield
-            nursery.cancel_scope.cancel()
-
-
-async def settle(log: Syslog, store: Store) -> None:
-    store.let(True)
-    while log.keeper.unkept or log.journal.losses:
-        await log.keeper.settle()
-        await trio.lowlevel.checkpoint()
-
-
 @pytest.mark.parametrize("policy", ["spill", "drop"])
 async def test_flood_while_nobody_stores(policy: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes on; afterwards all of it is there, in order, or counted, and all that another has said."""
@@ -385,6 +296,58 @@ async def test_earlier_run_is_stored_first(tmp_path: pathlib.Path, monkeypatch: 
     assert lost == int(spoilt.name.split("-")[2])
     assert len(said(store.of("M"))) == 500 - lost
     assert there(tmp_path) == []
+
+
+async def test_losses_of_a_rate_are_told_when_it_is_removed(tmp_path: pathlib.Path) -> None:
+    """At once, and with the machine, though it says nothing more; its control program may have been killed before."""
+    (tmp_path / "clerk.py").write_text("async def main(vm): pass\n")
+    file = tmp_path / "it.toml"
+    text = '[system]\nname = "T"\n[machines.A]\nprogram = "clerk"\n'
+    machine, rate = '[machines.M]\nprogram = "clerk"\n', 'log.rate = "3/h"\n'
+
+    def declare(log: Syslog, text: str) -> None:
+        file.write_text(text)
+        log.declare(load(file))
+
+    for after in (text + machine, text):
+        kept = Journal.create()
+        log = Syslog(journal=kept)
+        declare(log, text + machine + rate)
+        ours, theirs = socket_pair()
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(log.read, "M", 1, ours)
+                theirs.send(record(1))
+                await until(lambda log=log: log.last == 1)  # type: ignore[misc]
+                for number in range(2, 9):
+                    theirs.send(record(number))
+                await until(lambda kept=kept: kept.tape("M").over == 5)  # type: ignore[misc]
+                declare(log, text + machine + rate)
+                assert losses(log.recent(None, EVERYTHING)) == {}
+                declare(log, after)
+                assert losses(log.recent(None, EVERYTHING)) == {"rate": 5}
+                theirs.close()
+        assert losses(log.recent(None, EVERYTHING)) == {"rate": 5}
+
+
+async def test_losses_of_a_rate_are_told_by_the_next_control_program() -> None:
+    """Though the machine says nothing more, and has no rate any more."""
+    kept = Journal.create()
+    log = Syslog(journal=kept, policies=policies(LogPolicy(rate=EVER)))
+    ours, theirs = socket_pair()
+    source = log._source("M", 1)
+    source.allowance = Allowance(EVER, Clock())
+    for number in range(1, 16):
+        theirs.send(record(number))
+    while source.number < 15:
+        log._turn(source, ours, None)
+    assert kept.tape("M").over == 5
+    log = Syslog(journal=Journal.adopt(kept.fileno()), policies=policies(LogPolicy()))
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(log.read, "M", 1, ours)
+            await until(lambda: losses(log.recent(None, EVERYTHING)) == {"rate": 5})
+            theirs.close()
 
 
 def test_watchdog_excuses_a_machine_that_waits() -> None:

@@ -11,7 +11,7 @@ import pytest
 import trio
 from tests.services.collectors import Collector, free_port, lines_of, needs_rsyslog, rsyslog
 from tests.services.machines import Running, System
-from tests.services.rfc5424_reader import read
+from tests.services.rfc5424_reader import Frames, read
 
 from retinue.pipes import Path
 from retinue.services import syslog, tcpip
@@ -72,8 +72,8 @@ class Site:
         await self.start_tcpip()
         await self.start_syslog()
 
-    async def store(self, count: int, **more: Any) -> None:
-        """Store so many records, and wait until they are."""
+    async def store(self, count: int, *, run: str = "run", **more: Any) -> None:
+        """Store so many records of a run, and wait until they are."""
         assert self._path is not None
         first, self.stored = self.stored + 1, self.stored + count
         records = [
@@ -90,7 +90,7 @@ class Site:
             | more
             for seq in range(first, self.stored + 1)
         ]
-        await self._path.call(["store", {"run": "run", "records": records}])
+        await self._path.call(["store", {"run": run, "records": records}])
 
     async def wait_place(self, seq: int) -> None:
         """Until SYSLOG has noted that the collector has everything up to a record."""
@@ -197,6 +197,31 @@ async def test_collector_that_is_away(site: Site, caplog: pytest.LogCaptureFixtu
     assert await site.collector.wait(500) == list(range(1, 501))
     await site.wait_place(500)
     assert told(caplog) == ["down", "up"]
+
+
+async def test_records_of_an_earlier_run_that_are_stored_late(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """They had waited on the disk: each is sent once, in its order, also by a successor and when it comes again."""
+    await site.start()
+    await site.store(10, run="earlier")
+    await site.store(5, run="later")
+    await site.collector.wait(15)
+    await site.store(3, run="earlier")
+    await site.store(1, run="later")
+    await site.wait_place(19)
+    site.collector.down()
+    site.stored = 15
+    await site.store(3, run="earlier")  # once more: a file that could not be removed
+    await site.store(2, run="earlier")
+    site.system.kill("SYSLOG")
+    await site.collector.up()
+    await site.start_syslog()
+    await site.store(1, run="later")
+    await site.wait_place(21)
+    sent = [(each.about["run"], int(each.about["seq"])) for each in site.collector.messages]
+    assert len({*sent}) == len(sent) == 22
+    for run, seqs in (("earlier", [*range(1, 11), *range(16, 21)]), ("later", [*range(11, 16), 19, 21])):
+        assert [seq for its, seq in sent if its == run] == seqs
+    assert [each for each in told(caplog) if each not in ("down", "up")] == []
 
 
 @pytest.mark.parametrize("reading", [True, False])
@@ -379,6 +404,62 @@ async def test_datagrams(site: Site, caplog: pytest.LogCaptureFixture) -> None:
         assert 2000 < len(await server.recv(65536)) <= 2048
 
 
+async def test_unix_datagrams(site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each record, in order; they wait while nobody is there, and while whoever is there does not read."""
+    address = str(site.folder / "s")
+    site.settings, site.allow = {"to": f"unix://{address}"}, [f"unix:{address}"]
+    site.system.host_sockets = (address,)
+    await site.start()
+    await site.store(100)
+    await until(lambda: told(caplog) == ["down"])
+    with trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as reader:
+        await reader.bind(address)
+        seqs = [int(read(await reader.recv(65536)).about["seq"]) for _ in range(100)]
+        await site.wait_place(100)
+        assert (seqs, told(caplog)) == ([*range(1, 101)], ["down", "up"])
+        # More than the kernel keeps for it, and longer than anybody waits.
+        size = int(await trio.Path("/proc/sys/net/unix/max_dgram_qlen").read_text()) + 100
+        monkeypatch.setattr(collectors, "SEND_TIME", 0.1)
+        await site.store(size)
+        await until(lambda: told(caplog) == ["down", "up", "down"])
+        monkeypatch.setattr(collectors, "SEND_TIME", 30.0)
+        seen: list[int] = []
+
+        async def read_all() -> None:
+            while True:
+                seen.append(int(read(await reader.recv(65536)).about["seq"]))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_all)
+            await site.wait_place(100 + size)
+            await until(lambda: told(caplog) == ["down", "up", "down", "up"])
+            nursery.cancel_scope.cancel()
+    assert list(dict.fromkeys(seen))[-size:] == list(range(101, 101 + size))
+
+
+async def test_unix_stream(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """Octet-counted. What a collector closes unread is sent again, and its orderly end is its word."""
+    address = str(site.folder / "s")
+    site.settings, site.allow = {"to": f"unix-stream://{address}"}, [f"unix:{address}"]
+    site.system.host_sockets = (address,)
+    await site.start()
+    with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        await listener.bind(address)
+        listener.listen()
+        await site.store(10)
+        with (await listener.accept())[0] as first:
+            await trio.lowlevel.wait_readable(first)
+        frames = Frames()
+        seqs: list[int] = []
+        while seqs[-1:] != [10]:
+            with (await listener.accept())[0] as connection:
+                while data := await connection.recv(65536):
+                    seqs += [int(read(each).about["seq"]) for each in frames.feed(data)]
+        await site.wait_place(10)
+    assert seqs == list(range(1, 11))
+    assert told(caplog) == ["down", "up"]
+
+
 @needs_rsyslog
 async def test_rsyslog_takes_datagrams(site: Site, tmp_path: pathlib.Path) -> None:
     """One for each record."""
@@ -414,7 +495,13 @@ async def test_edge_that_is_none(site: Site) -> None:
     assert "'net', which is no edge of this machine (it has: out); declare it: uses.net" in str(failed[0])
 
 
-@pytest.mark.parametrize("text", ["tcp://127.0.0.1:514", "udp://log.example.org:514", "tcp://[2001:db8::7]:65535"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("tcp://127.0.0.1:514", "udp://log.example.org:514", "tcp://[2001:db8::7]:65535"),
+        *("unix:///dev/log", "unix://@collector", "unix-stream:///run/collector"),
+    ],
+)
 def test_collector_is_written_as_it_is_read(text: str) -> None:
     """One spelling."""
     assert str(parse_collector(text)) == text
@@ -423,10 +510,13 @@ def test_collector_is_written_as_it_is_read(text: str) -> None:
 @pytest.mark.parametrize(
     ("table", "key", "text"),
     [
-        ({"to": "unix:///dev/log"}, "to", "a UNIX socket is out of every machine's reach"),
-        ({"to": "unix:@collector"}, "to", "a UNIX socket is out of every machine's reach"),
-        ({"to": "tls://log.example.org:6514"}, "to", 'write "tcp://HOST:PORT" or "udp://HOST:PORT"'),
-        ({"to": "log.example.org:514"}, "to", 'write "tcp://HOST:PORT" or "udp://HOST:PORT"'),
+        ({"to": "unix:/dev/log"}, "to", 'write one of "tcp://HOST:PORT", "udp://HOST:PORT", "unix:///PATH"'),
+        ({"to": "unix://dev/log"}, "to", 'write "unix:///PATH", the path without detours, or "unix://@NAME"'),
+        ({"to": "unix-stream:///run/../x"}, "to", 'write "unix-stream:///PATH"'),
+        ({"to": "unix://@"}, "to", "an abstract name"),
+        ({"to": "unix:///" + "x" * 107}, "to", "107 bytes at most"),
+        ({"to": "tls://log.example.org:6514"}, "to", 'write one of "tcp://HOST:PORT", "udp://HOST:PORT"'),
+        ({"to": "log.example.org:514"}, "to", 'write one of "tcp://HOST:PORT", "udp://HOST:PORT"'),
         ({"to": "tcp://log.example.org"}, "to", "at its end is a port from 1 to 65535"),
         ({"to": "tcp://log.example.org:65536"}, "to", "at its end is a port from 1 to 65535"),
         ({"to": "tcp://[127.0.0.1]:514"}, "to", "in brackets is an IPv6 address"),

@@ -173,17 +173,6 @@ def test_rows_follow_each_other_by_id(store: Store) -> None:
     assert store.after(store.newest_id, 10) == []
 
 
-def test_places_are_remembered(store: Store, path: str) -> None:
-    """By name; 0 of somebody new."""
-    assert (store.place("a"), store.newest_id) == (0, 0)
-    store.set_place("a", 2**50)
-    store.set_place("b", 1)
-    store.set_place("b", 2)
-    other = Store(path, Retention(10))
-    assert (other.place("a"), other.place("b")) == (2**50, 2)
-    other.close()
-
-
 def test_people_find_it_as_it_was(store: Store, path: str) -> None:
     """The view has the columns of the first schema; fields are JSON for everybody."""
     add(store, "run", [record(1, "A", fields={"x": [1, "ü"], "nan": float("nan"), "inf": [float("-inf")]})])

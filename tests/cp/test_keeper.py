@@ -1,0 +1,257 @@
+"""Batches of records on their way to the machine that keeps them: two at a time, stored in order and once."""
+
+import pathlib
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from retinue.cp import keeper as module
+from retinue.cp.directory.model import LogPolicy
+from retinue.cp.log_policy import LogPolicies
+from retinue.cp.syslog import Syslog
+from retinue.pipes import Message, Path, Rejected, memory_pair, open_path
+from retinue.services.syslog import Store, Storing
+from retinue.services.syslog.retention import Retention
+from retinue.services.syslog.store import Chunk
+
+EVERYTHING = 10_000_000
+
+
+class Disk(Store):
+    """A store that notes what it was given; ``before`` may refuse it."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        super().__init__(str(path), Retention(EVERYTHING))
+        self.given: list[int] = []
+        self.before: Callable[[], None] = lambda: None
+
+    def add(self, run: str, chunks: Any) -> None:
+        self.before()
+        super().add(run, chunks)
+        self.given.append(chunks[0][2])
+
+    def seqs(self) -> list[int]:
+        return [row.seq for row in self.after(0, EVERYTHING)]
+
+
+class Keeper:
+    """SYSLOG, but for its process: it takes batches from when it is let. ``orders`` is what each has said of itself."""
+
+    def __init__(self, disk: Disk) -> None:
+        self.disk = disk
+        self.let = trio.Event()
+        self.orders: list[tuple[int | None, int]] = []
+        self.ended: Callable[[], None] = lambda: None
+        self.knows_order = True
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Path]:
+        ours, theirs = memory_pair()
+        storing = Storing(self.disk)  # each process knows nothing of those before it
+
+        async def store(message: Message) -> None:
+            _, body = message.body
+            self.orders.append((body["after"], body["last"]))
+            chunks: list[Chunk] = body["chunks"]
+            if self.knows_order:
+                storing.add(body["run"], chunks, body["after"], body["last"])
+            else:
+                storing.add(body["run"], chunks)
+            self.ended()
+
+        async with open_path(ours) as path, open_path(theirs) as other, trio.open_nursery() as nursery:
+
+            async def serve() -> None:
+                await self.let.wait()
+                await other.serve(store)
+                nursery.cancel_scope.cancel()
+
+            self.other = other
+            nursery.start_soon(serve)
+            yield path
+            nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def keeper(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    for name, value in {"RETRY": 0.001, "AGAIN": 0.001, "BATCH": 200, "MANY": 100, "FEW": 50}.items():
+        monkeypatch.setattr(module, name, value)
+    disk = Disk(tmp_path / "records.sqlite3")
+    yield Keeper(disk)
+    disk.close()
+
+
+def flooded(count: int, policies: LogPolicies | None = None) -> Syslog:
+    """A log with so many records that wait."""
+    log = Syslog(policies=policies)
+    log.journal.keep()
+    for number in range(count):
+        log.write(5, f"record {number}", machine="AB"[number % 2])
+    return log
+
+
+@asynccontextmanager
+async def keeping(log: Syslog, keeper: Keeper) -> AsyncIterator[None]:
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(log.keeper.run, keeper.connect)
+            await trio.testing.wait_all_tasks_blocked()
+            yield
+            nursery.cancel_scope.cancel()
+
+
+async def test_next_batch_is_there_before_one_is_stored(keeper: Keeper) -> None:
+    """But not one more; each names the one before it that was not stored yet, and that is offered is known."""
+    log = flooded(4 * module.BATCH)
+    async with keeping(log, keeper):
+        assert keeper.other.pending == module.AHEAD == 2
+        assert log.journal.stored == 0
+        assert module.BATCH < log.journal.offered <= 2 * module.BATCH
+        assert log.keeper.unkept == 4 * module.BATCH
+        keeper.let.set()
+        await log.keeper.settle()
+        assert log.journal.stored == log.journal.offered == log.journal.last
+    assert keeper.disk.seqs() == [*range(1, 4 * module.BATCH + 1)]
+    assert keeper.disk.given == sorted({*keeper.disk.given})
+    assert keeper.orders[0][0] is None
+    lasts = [last for _, last in keeper.orders]
+    assert all(after in (None, last) for (after, _), last in zip(keeper.orders[1:], lasts, strict=False))
+    assert keeper.orders[1][0] == lasts[0]
+
+
+async def test_few_records_wait_for_the_answer(keeper: Keeper) -> None:
+    """A batch costs a transaction: while one is on its way, only many are worth another."""
+    log = flooded(module.FEW)
+    async with keeping(log, keeper):
+        assert keeper.other.pending == 1
+        for _ in range(module.MANY - 1):
+            log.write(5, "one more")
+        await trio.testing.wait_all_tasks_blocked()
+        assert keeper.other.pending == 1
+        log.write(5, "the last one")
+        await trio.testing.wait_all_tasks_blocked()
+        assert keeper.other.pending == 2
+        log.write(5, "afterwards")
+        keeper.let.set()
+        await log.keeper.settle()
+    assert keeper.disk.seqs() == [*range(1, log.last + 1)]
+
+
+@pytest.mark.parametrize("refusals", [1, 3, 4])
+@pytest.mark.parametrize("knows_order", [True, False])
+async def test_batch_after_one_that_is_refused(refusals: int, knows_order: bool, keeper: Keeper) -> None:
+    """It is not stored before it, though there would be room again: all come again, in order."""
+    log = flooded(4 * module.BATCH)
+    keeper.knows_order = knows_order
+    left = refusals
+
+    def refuse() -> None:
+        nonlocal left
+        if left:
+            left -= 1
+            raise sqlite3.OperationalError("database or disk is full")
+
+    keeper.disk.before = refuse
+    keeper.let.set()
+    async with keeping(log, keeper):
+        await log.keeper.settle()
+        assert log.journal.stored == log.journal.last
+        assert log.keeper.unkept == 0
+    assert keeper.disk.seqs() == [*range(1, log.last + 1)]
+    if knows_order:
+        assert keeper.disk.given == sorted({*keeper.disk.given})
+
+
+async def test_second_batch_that_is_refused(keeper: Keeper) -> None:
+    """The first one is stored, and does not come again."""
+    log = flooded(4 * module.BATCH)
+    calls = 0
+
+    def refuse() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise sqlite3.OperationalError("database or disk is full")
+
+    keeper.disk.before = refuse
+    async with keeping(log, keeper):
+        keeper.let.set()
+        await log.keeper.settle()
+    assert keeper.disk.seqs() == [*range(1, log.last + 1)]
+    assert keeper.disk.given == sorted({*keeper.disk.given})
+
+
+def test_what_an_earlier_run_has_left_comes_in_between(keeper: Keeper) -> None:
+    """It is no batch of this run; of this one each still follows the one before it."""
+    storing = Storing(keeper.disk)
+    log = flooded(3)
+    first, second, third = ([[*chunk[:3], chunk[4]]] for chunk in log.journal.packed(after=0))
+    storing.add("this", first, None, 1)
+    storing.add("earlier", first)
+    storing.add("this", second, 1, 2)
+    with pytest.raises(Rejected, match="out-of-order"):
+        storing.add("this", third, 1, 3)
+    with pytest.raises(Rejected, match="out-of-order"):
+        storing.add("another", third, 2, 3)
+    storing.add("this", third, 2, 3)
+    assert sorted(keeper.disk.seqs()) == [1, 1, 2, 3]
+
+
+@pytest.mark.parametrize("when", ["before", "first", "second"])
+async def test_keeper_that_dies_with_two_batches(when: str, keeper: Keeper) -> None:
+    """Before it has stored one, or when it has stored one or both and not answered: each is there once afterwards."""
+    log = flooded(4 * module.BATCH)
+    died = False
+
+    def die() -> None:
+        nonlocal died
+        died = True
+        keeper.other.let_go()
+
+    def before() -> None:
+        if when == "before" and not died:
+            die()
+            raise sqlite3.OperationalError("the process is dead")
+
+    def after() -> None:
+        if len(keeper.orders) == {"first": 1, "second": 2}.get(when) and not died:
+            die()
+
+    keeper.disk.before, keeper.ended = before, after
+    async with keeping(log, keeper):
+        keeper.let.set()
+        await log.keeper.settle()
+        assert log.journal.stored == log.journal.offered == log.journal.last
+        assert log.keeper.unkept == 0
+    assert died
+    assert keeper.disk.seqs() == [*range(1, log.last + 1)]
+    came_again = len(keeper.disk.given) - len({*keeper.disk.given})
+    assert came_again == {"before": 0, "first": 1, "second": 2}[when]
+
+
+async def test_what_is_on_its_way_is_not_given_up(keeper: Keeper) -> None:
+    """When too many wait others are dropped: these may be stored already, though that was not answered."""
+    policies = LogPolicies()
+    policies.every(LogPolicy("drop", buffer=64 * 1024))
+    log = flooded(4 * module.BATCH, policies)
+    async with keeping(log, keeper):
+        offered = log.journal.offered
+        assert offered == 2 * module.BATCH
+        keeper.other.let_go()
+        await trio.testing.wait_all_tasks_blocked()
+        for number in range(5_000):
+            log.write(5, f"more {number}", machine="A")
+        keeper.let.set()
+        while log.keeper.unkept or log.journal.losses:
+            await log.keeper.settle()
+            await trio.lowlevel.checkpoint()
+    found = keeper.disk.seqs()
+    assert found[:offered] == [*range(1, offered + 1)]
+    lost = sum(row.fields.get("lost", 0) for row in keeper.disk.after(0, EVERYTHING))
+    assert lost > 0
+    assert len(found) + lost == log.last
