@@ -150,13 +150,20 @@ class Life(Standing):
 
     async def _has_room(self) -> bool:
         """Until there is room for it in real storage; False when it is not wanted any more."""
-        if self._successor is None and (why := self._cp.pager.why_held(self)):
-            if (self.state, Happening.PAUSE) in TABLE:
-                self._happen(Happening.PAUSE, why)
-            else:
-                self._cp.syslog.write(NOTICE, f"{self.name} is not started yet: {why}", fields={"of": self.name})
-            self.settled.set()
-            await self.wait_until(lambda: self.wish is not Wish.UP or not self._cp.pager.why_held(self))
+        pager, asked, why = self._cp.pager, trio.current_time(), ""
+        try:
+            while self._successor is None and self.wish is Wish.UP and not pager.admits(self, asked):
+                told, why = why, pager.why_held(self)
+                if why and not told:
+                    if (self.state, Happening.PAUSE) in TABLE:
+                        self._happen(Happening.PAUSE, why)
+                    else:
+                        text = f"{self.name} is not started yet: {why}"
+                        self._cp.syslog.write(NOTICE, text, fields={"of": self.name})
+                self.settled.set()
+                await self._changed.park()
+        finally:
+            pager.withdraw(self)
         return self.wish is Wish.UP and not self._removed
 
     def _start(self, nursery: trio.Nursery) -> None:
@@ -213,7 +220,7 @@ class Life(Standing):
             if not death.in_order(self.entry):
                 self._cp.supervision.restart_users(self)
         elif dead.leaving is not None:
-            self.restarts += 1  # it was asked to end, and is wanted again
+            self.restarts += dead.leaving.cause is not Cause.IDLE  # it was asked to end, and is wanted again
         elif death.cause is Cause.NO_ROOM and self.entry.restart != "never":
             self.restarts += 1  # by no fault of its own, nor of its group
             self._then(dead, "it is started again when there is room")
@@ -464,17 +471,25 @@ class Life(Standing):
 
     def _begin_to_rest(self, incarnation: Incarnation) -> None:
         if self.entry.start == "on-demand" and self._nursery is not None:
-            self._nursery.start_soon(until_idle, incarnation, self._idle, self._rest)
+            self._nursery.start_soon(until_idle, incarnation, self._idle, self.rest)
 
     def _idle(self, incarnation: Incarnation) -> float | None:
         """Seconds without a message after which this process may rest; None: it may not."""
         present = incarnation is self.current and self.entry.start == "on-demand"
         return self.entry.idle if present else None
 
-    def _rest(self, incarnation: Incarnation, text: str) -> None:
-        """Let it end until somebody needs it."""
-        if incarnation is self.current and incarnation.ready and self.wish is Wish.UP:
-            self._want(Wish.REST)
-            self._happen(Happening.STOP, text)
-            self._cp.switchboard.sleep(self.name, incarnation.generation, text)
-            incarnation.leave(Trouble(Cause.IDLE, text), drain=True)
+    def may_rest(self, incarnation: Incarnation) -> bool:
+        """Whether it can be let rest: it is the present process, and is wanted for nothing but to be called."""
+        alone = incarnation is self.current and incarnation.ready and self._successor is None
+        return alone and self.wish is Wish.UP and self.entry.start == "on-demand"
+
+    def rest(self, incarnation: Incarnation, text: str) -> bool:
+        """Let it end until somebody needs it. False when that cannot be now."""
+        if not self.may_rest(incarnation):
+            return False
+        self._want(Wish.REST)
+        self._happen(Happening.STOP, text)
+        self._cp.switchboard.sleep(self.name, incarnation.generation, text)
+        incarnation.leave(Trouble(Cause.IDLE, text), drain=True)
+        self._cp.pager.rests(self, incarnation)
+        return True

@@ -17,7 +17,7 @@ LOOKS: Final = 4
 async def until_idle(
     incarnation: "Incarnation",
     idle_of: Callable[["Incarnation"], float | None],
-    rest: Callable[["Incarnation", str], None],
+    rest: Callable[["Incarnation", str], bool],
 ) -> None:
     """Call ``rest`` when no message has passed for ``idle_of`` seconds (None: ever), and none waits for an answer."""
     before: tuple[int, ...] | None = None
@@ -28,19 +28,21 @@ async def until_idle(
         try:
             # One that is paged out has done nothing since, and would be read back by the question.
             asleep = before is not None and incarnation.pulse.asleep
-            passed = before if asleep else _passed(await incarnation.ask("meters"))
+            passed = before if asleep else count_passed(await incarnation.ask("meters"))
         except PathError:
             continue
         if passed is None or passed != before:
             before, since = passed, trio.current_time()
-        elif trio.current_time() - since >= idle:
-            rest(incarnation, f"nobody has asked it anything for {idle:g} s")
+        elif trio.current_time() - since >= idle and rest(incarnation, f"nobody has asked it anything for {idle:g} s"):
             return
 
 
-def _passed(untrusted: Any) -> tuple[int, ...] | None:
+def count_passed(untrusted: Any) -> tuple[int, ...] | None:
     """How many messages have passed along the edges; None while some have no answer."""
     counts: list[int] = []
+    match untrusted:
+        case {"engaged": int(engaged)} if engaged:
+            return None  # also such as others wait for
     match untrusted:
         case {"uses": dict(uses), "serves": dict(serves)}:
             for meter in (*uses.values(), *serves.values()):

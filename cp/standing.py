@@ -76,6 +76,11 @@ class Standing:
         return self.current is not None and self.current.ready
 
     @property
+    def rests(self) -> bool:
+        """It has no process, or one that is ending, and whoever waits for it starts one."""
+        return self.wish is Wish.REST
+
+    @property
     def hopeless(self) -> bool:
         """It is not ready, and nobody wants it to be."""
         return not self.ready and self.wish is Wish.DOWN

@@ -25,6 +25,10 @@ class Target(Protocol):
     def generation(self) -> int:
         """Of the process that new paths lead to."""
 
+    @property
+    def rests(self) -> bool:
+        """It has no process, and whoever waits for it starts one."""
+
     async def wait_ready(self, *, wait: bool) -> None:
         """Until it is READY, which may mean that it is started.
 
@@ -72,7 +76,7 @@ class Targets:
         return [self._named[to]] if to in self._named else []
 
     async def choose(self, to: str, *, wait: bool, instance: int | None = None) -> Target:
-        """One that is READY now: of several the one with the fewest paths.
+        """One that is READY now: of several the one with the fewest paths. If none is, one of those at rest is started.
 
         ``instance`` asks for that one and no other. Rejected ``unknown-instance``, ``not-ready`` or ``broken``.
         """
@@ -90,12 +94,17 @@ class Targets:
                 return targets[0]
             ready, refusal = await _ready_among(targets)
             if ready:
-                chosen = min(ready, key=lambda each: (self._paths(each.name), self._turn.get(each.name, 0)))
+                chosen = min(ready, key=self._burden)
                 self._turn[chosen.name] = next(self._turns)
                 return chosen
             if refusal is not None and (refusal.code == "broken" or not wait):
                 raise refusal
-            await self._wait_for_one(targets)
+            awake = [each for each in targets if not each.rests]
+            resting = sorted((each for each in targets if each.rests), key=self._burden)
+            await self._wait_for_one(awake + resting[:1])
+
+    def _burden(self, target: Target) -> tuple[int, int]:
+        return self._paths(target.name), self._turn.get(target.name, 0)
 
     async def successor(self, name: str, to: str) -> Target:
         """Who takes the place of a process of the machine ``name``: its next one, or else another instance.

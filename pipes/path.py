@@ -211,6 +211,11 @@ class Path(Receiver):
             self._end()
 
     @property
+    def engaged(self) -> bool:
+        """Whether a message of either end is outstanding."""
+        return not self._ended_all()
+
+    @property
     def streams(self) -> bool:
         """Whether bytes may pass, or may have passed. Not while the other end knows nothing of it."""
         return self.session.state in (State.ASKED, State.OFFERED, State.STREAM) and not self.session.turns_later

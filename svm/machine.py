@@ -27,6 +27,7 @@ from retinue.svm.drain import SETTLE, Drain
 from retinue.svm.edge import Edge
 from retinue.svm.errors import ConnectRefused, EdgeNotDeclared, NoSuchDisk, NoSuchSecret
 from retinue.svm.fan import Fan
+from retinue.svm.host_socket import host_datagrams, host_stream
 from retinue.svm.last import last_messages
 from retinue.svm.paging import give_back
 from retinue.svm.segment import Segment, map_segment, size_in_bytes
@@ -168,6 +169,22 @@ class Machine(Generic[C]):
                 return found
             found = self._segments[name] = map_segment(descriptor, name, bytes_, keep=keep)
         return found
+
+    async def host_stream(self, address: str) -> trio.SocketStream:
+        """A connection to a UNIX socket of the host, by its path, or as ``@name`` if it is abstract.
+
+        For the machine with the network, and those addresses that its ``host_sockets`` names: else AccessDenied.
+        :exc:`~retinue.svm.OutsideFailed` when the host does not connect it, Rejected ``exhausted``.
+        """
+        return await host_stream(self._control, address)
+
+    async def host_datagrams(self, address: str) -> Path:
+        """A path that leads to a UNIX socket of the host that takes datagrams: each message of bytes is one.
+
+        They wait while there is no room there. ``await path.call(None)`` returns when it has all that was sent before.
+        The path is severed ``unreachable`` when nobody reads the socket any more. Raises as :meth:`host_stream`.
+        """
+        return await host_datagrams(self._control, self._nursery, address)
 
     async def ready(self) -> None:
         """Tell the control program that this machine can be used; machines that use it start then. Once is enough."""
@@ -369,6 +386,14 @@ class Machine(Generic[C]):
         return {
             "uses": {edge.name: edge.meter().as_dict() for edge in self._uses.values()},
             "serves": {edge.name: edge.meter().as_dict() for edge in self._serves.values()},
+        }
+
+    def engagements(self) -> dict[str, int]:
+        """How many paths have messages of either end that have not ended, and how many are byte streams."""
+        paths = [path for edge in (*self._uses.values(), *self._serves.values()) for path in edge.paths]
+        return {
+            "engaged": sum(path.engaged for path in paths if not path.streams),
+            "streams": sum(path.streams for path in paths),
         }
 
     def last(self, name: str | None) -> dict[str, dict[str, Any]]:

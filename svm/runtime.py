@@ -6,7 +6,7 @@ config), ``start`` (run ``main``), ``offer`` (another machine opens a path, the 
 ``reload`` (another config), ``watch`` (a heartbeat, or none), ``shrink`` (give storage back), ``page-out`` (of its own
 pages), ``evict`` (unmap parts of segments), ``log`` (what it does when its log is full), ``self-test`` (of a scratch
 machine), ``stop``, and ``drain`` (stop, and leave the served paths to a successor); the machine calls ``ready``,
-``connect``, ``rebind`` and ``segment``.
+``connect``, ``rebind``, ``segment`` and ``socket``.
 
 The control path outlives the control program: when its descriptor has ended, another one comes by the descriptor of the
 log. What this machine has asked is then asked again; what it was asked by the one before is answered to nobody.
@@ -116,7 +116,9 @@ class Runtime:
         await self._machine.offer(peer, limit, descriptor, ident=arguments["path"], edge=arguments["edge"])
 
     async def _meters(self, _: dict[str, Any], message: Message) -> Any:
-        return {"uses": {}, "serves": {}} if self._machine is None else self._machine.meters()
+        if self._machine is None:
+            return {"uses": {}, "serves": {}}
+        return {**self._machine.meters(), **self._machine.engagements()}
 
     async def _last(self, arguments: dict[str, Any], _: Message) -> Any:
         return {"uses": {}, "serves": {}} if self._machine is None else self._machine.last(arguments["edge"])

@@ -35,6 +35,7 @@ class Machine:
         self.offered: list[tuple[str, int]] = []
         self.idents: list[int] = []
         self.broken: str | None = None
+        self.rests = False
         self.waited: list[bool] = []
         self.during: Callable[[], Awaitable[None]] | None = None
 

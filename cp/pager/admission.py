@@ -55,6 +55,8 @@ class Admission:
         self._room = room
         self._keep = keep
         self._ended: dict[str, _Ended] = {}
+        self.sizes: dict[str, int] = {}
+        """Bytes that a machine had when it began to rest, without its segments."""
 
     def ended(self, machine: str) -> float:
         """It was ended so that others have its storage. Returns the seconds that it waits at the least."""
@@ -73,6 +75,7 @@ class Admission:
 
     def forget(self, machine: str) -> None:
         """It is no part of the system any more."""
+        self.sizes.pop(machine, None)
         if self._ended.pop(machine, None) is not None:
             self._keep()
 
@@ -86,9 +89,22 @@ class Admission:
             return ""
         if (left := ended.until - clock.stamp()) > 0:
             return f"it was ended for want of real storage, and may start again in {left:.0f} s if there is room"
-        if room.limit is not None and (room.total is None or room.total + max(reserve, BIRTH) > room.limit * LOW):
+        need = self.need(machine, reserve)
+        if room.limit is not None and (room.total is None or room.total + need > room.limit * LOW):
             return f"it was ended for want of real storage, and there is no room for it yet: {room.text}"
         return ""
+
+    def need(self, machine: str, reserve: int = 0) -> int:
+        """Bytes that must be free before it begins after it was ended."""
+        return max(reserve, self.sizes.get(machine, BIRTH))
+
+    def wants(self, machine: str, reserve: int = 0) -> int:
+        """Bytes for which others are to rest, or to lose pages, so that a machine can start that was ended for want of
+        them; 0 while it could not start even so."""
+        room, ended = self._room(), self._ended.get(machine)
+        if room.held or room.limit is None or ended is None or ended.until > clock.stamp():
+            return 0
+        return self.need(machine, reserve) + int(room.limit * (1 - LOW))
 
     # -- over the death of a control program ---------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from retinue.cp.host.interface import Host, Storage
 from retinue.cp.pager.policy import Figures
 from retinue.cp.rates import processor_seconds
 
-__all__ = ["Census", "Machine", "Record"]
+__all__ = ["Census", "Key", "Machine", "Record"]
 
 TRIFLE: Final = 0.0001
 """Processor seconds per second that are no work."""
@@ -43,6 +43,7 @@ GROWTH: Final = 30.0
 """Seconds over which it is told by how much a machine has grown."""
 
 Key = tuple[str, int]
+"""A process: the name of its machine, and its generation."""
 
 
 @attrs.frozen
@@ -104,6 +105,11 @@ class Record:
         # Who was paged out whole has no heartbeat: whatever it uses is work.
         if self._credit < 0 or cpu is None or (self.whole and used > 0):
             self.ran, self._credit, self.whole = now, 0.0, False
+
+    def pardon(self, before: float | None, after: float | None) -> None:
+        """What it has used between the two was the answer to a question of the control program, and no work."""
+        if self._cpu is not None and before is not None and after is not None:
+            self._cpu += max(after - before, 0.0)
 
     def settle(self, cpu: float | None) -> None:
         """It was paged out whole, and what it has used until now was for that."""

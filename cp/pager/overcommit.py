@@ -2,6 +2,11 @@
 
 First every machine is asked to shrink, then nobody is started, then the machine of lowest priority is ended; in this
 order, with time between for each to have its effect. Pure policy, on a clock that is given.
+
+As long as something is taken nothing is worse yet; but not for ever. Where machines have more than there is directly
+after each look, half a minute long, they have it back as fast as it is taken, and the rest is too little: that is the
+same as if nothing could be taken. It is not when they are within the limit after any look: who works in more than there
+is, and has it read back all the time, is slow, which is what paging is for.
 """
 
 from collections.abc import Iterable
@@ -19,6 +24,9 @@ SHRINK: Final = 3.0
 
 HOLD: Final = 5.0
 """Seconds after that before a machine is ended, and between two ends: what has been said must have its effect."""
+
+VAIN: Final = 30.0
+"""Seconds over the limit after every look, after which it does not count any more that something is taken."""
 
 
 class Step(IntEnum):
@@ -48,6 +56,7 @@ class Overcommit:
     def __init__(self) -> None:
         self.step = Step.FITS
         self._since = 0.0
+        self._over: float | None = None  # since when it was over the limit after every look
 
     def look(self, now: float, total: int, limit: int | None, *, more: bool) -> Step | None:
         """The step to take now; None for nothing.
@@ -55,6 +64,11 @@ class Overcommit:
         :param total: bytes that all machines have now, after what could be taken has been.
         :param more: something was taken at this look, or more can be: then paging goes on, and nothing is worse yet.
         """
+        if limit is None or total <= limit:
+            self._over = None
+        elif self._over is None:
+            self._over = now
+        more = more and (self._over is None or now - self._over < VAIN)
         if limit is None or total <= limit * LOW or (total <= limit and self.step is Step.FITS):
             changed, self.step = self.step is not Step.FITS, Step.FITS
             return Step.FITS if changed else None

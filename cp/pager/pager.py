@@ -13,9 +13,10 @@ from retinue.cp.death import Cause, Trouble
 from retinue.cp.host.interface import PagingRefused
 from retinue.cp.pager.admission import Admission, Room
 from retinue.cp.pager.census import Census, Machine, Record
+from retinue.cp.pager.hibernation import Hibernation
 from retinue.cp.pager.overcommit import Overcommit, Step, victim
 from retinue.cp.pager.pacing import AGAIN, Pacing
-from retinue.cp.pager.policy import LEAST, Figures, Take, plan
+from retinue.cp.pager.policy import LEAST, Figures, Take, plan, target
 from retinue.cp.syslog import NOTICE, WARNING
 from retinue.cp.watch import mebibytes
 from retinue.cp.watchdog import BEATS
@@ -43,6 +44,9 @@ SELDOM: Final = 4.0
 SHRINK: Final = 2.0
 """Seconds that a machine may take to give something back when it is asked to."""
 
+GO_ON: Final = 3
+"""Looks at which segments are put out, and that is not enough yet, before machines rest although more could be."""
+
 AT_ONCE: Final = 8
 """Idle machines that are paged out at the same time."""
 
@@ -67,6 +71,9 @@ class SegmentStore(Protocol):
     ) -> int:
         """Put out at most so many bytes while the machine stands ``still``; returns how many it were."""
 
+    async def lay_in(self, machine: str) -> None:
+        """Have more ready to be put out, if there is need."""
+
 
 class Pager:
     """Of one running system. It does nothing while the topology asks for nothing that it could do."""
@@ -77,16 +84,19 @@ class Pager:
         self.census = Census(cp.host)
         self.overcommit = Overcommit()
         self.admission = Admission(self._room, self._keep)
-        self._pacing = Pacing(self.census)
+        self._pacing = Pacing(self.census, self.admission.sizes.get)
+        self._hibernation = Hibernation(self.census, self._put_out)
         self._waited_until = float("-inf")  # somebody waits to be started
         self._looking = trio.Lock()
         self._changed = trio.Event()
         self._told: set[str] = set()
         self._stopped: set[tuple[str, int]] = set()  # processes that have ever stood still because of this
         self._total = 0  # bytes after the last pass
-        self._passed = 0.0  # when that was
+        self._passed = 0.0  # when it looked for it
         self._rate = 0.0  # by how many a second they grew before it
         self._took = 0.0  # seconds
+        self._evicted = 0  # bytes of segments in the last pass
+        self._short = 0  # passes after which there was not enough room
 
     # -- what is asked of it -------------------------------------------------------------------------------------------
 
@@ -116,6 +126,31 @@ class Pager:
         """Why a machine must not be started now; empty if it may be."""
         return self.admission.why_not(life.name, life.entry.reserve) if self.limit is not None else ""
 
+    def admits(self, life: "Life", asked: float) -> bool:
+        """Whether a machine may be born now, which wants to since ``asked``. If not, others rest if they can."""
+        if self.limit is None:
+            return True
+        if self.why_held(life):
+            self._pacing.want(life, self.admission.wants(life.name, life.entry.reserve))
+            return False
+        now, waited = trio.current_time(), self._pacing.waits(life)
+        if life.entry.start != "on-demand" or self._pacing.admits(life, now, asked, self.limit):
+            return True
+        if not waited:
+            self._changed.set()
+        self._waited_until = now + EVERY
+        return False
+
+    def withdraw(self, life: "Life") -> None:
+        """It does not wait to be born any more."""
+        self._pacing.withdraw(life)
+
+    def why_waits(self, life: "Life") -> str:
+        """Why a machine that is wanted is not born yet; empty if it may be."""
+        if (why := self.why_held(life)) or not self._pacing.waits(life):
+            return why
+        return f"it is started when others rest or have ended: {self._room().text}"
+
     def turn(self, life: "Life", asked: float) -> bool:
         """Whether it is the turn of a machine to run its program, for which it waits since ``asked``."""
         now = trio.current_time()
@@ -125,6 +160,20 @@ class Pager:
             self._changed.set()
         self._waited_until = now + EVERY
         return False
+
+    def rests(self, life: "Life", process: "Incarnation") -> None:
+        """A process is about to end until its machine is needed again, which will then need as much as it has now."""
+        if (record := self.census.records.get((process.name, process.generation))) is not None:
+            self.admission.sizes[life.name] = record.storage.resident
+        self._cp.nursery.start_soon(self._see_off, life, process)
+
+    async def _see_off(self, life: "Life", process: "Incarnation") -> None:
+        """What it had is free when it has ended, and not only when that is seen."""
+        await life.wait_end_of(process)
+        async with self._looking:
+            self.census.records.pop((process.name, process.generation), None)
+        self._hibernation.ended(process)
+        self._let_go()
 
     def has_room(self, life: "Life") -> bool:
         """Whether there is room for a successor beside a machine, which will need as much as it does."""
@@ -179,7 +228,8 @@ class Pager:
         """The limit, less what machines take while a pass goes on, which comes too late for it."""
         if self.limit is None:
             return None
-        return self.limit - int(min(max(self._rate, 0.0) * self._took, self.limit * MOST_AHEAD))
+        ahead = int(min(max(self._rate, 0.0) * self._took, self.limit * MOST_AHEAD))
+        return self.limit - max(ahead, self._pacing.wanted(self.limit))
 
     async def look(self) -> None:
         """Take the figures of every machine."""
@@ -213,11 +263,18 @@ class Pager:
         figures = self.census.figures(now)
         rate = (self.census.total - self._total) / max(now - self._passed, SOONEST)
         self._rate = max(rate, self._rate / 2)
+        segments, self._evicted = sum(record.segments for record in self.census.records.values()), 0
         taken = await self._take_all(plan(figures, self._aim(), self._cp.host.pressure()))
         total = self._total = max(self.census.total - taken, 0)
-        self._passed = trio.current_time()
-        self._took = self._passed - began
-        step = self.overcommit.look(now, total, limit, more=taken >= LEAST)
+        # What they have grown by since is seen at the next look, and was in the time from this one on.
+        self._passed, self._took = now, trio.current_time() - began
+        if limit is not None:
+            excess = total - target(total, limit - self._pacing.wanted(limit))
+            self._short = self._short + 1 if excess > 0 else 0
+            if taken >= LEAST and self._short <= GO_ON:
+                excess -= max(segments - self._evicted, 0)  # which goes at the next looks
+            await self._hibernation.make_room(self._cp.lives.values(), excess)
+        step = self.overcommit.look(now, total, limit, more=taken >= LEAST or self._hibernation.goes_on)
         if step is not None and limit is not None:
             self._go_to(step, total, limit, figures)
         self._let_go()
@@ -249,10 +306,13 @@ class Pager:
     async def _take(self, take: Take) -> int:
         record = self.census.records.get((take.name, take.generation))
         process = self._process(take.name, take.generation)
-        if record is None or process is None:
-            return 0
+        if record is None or process is None or process.leaving is not None:
+            return 0  # it is about to give back all of it
         if take.why != "idle":
-            return await self._take_from(record, take.most)
+            taken = await self._take_from(record, take.most)
+            if self.segments is not None and record.segments:
+                self._cp.nursery.start_soon(self.segments.lay_in, take.name)
+            return taken
         async with process.pulse.rest():
             taken = await self._take_from(record, take.most)
         if 2 * taken >= take.most:
@@ -260,15 +320,21 @@ class Pager:
         return taken
 
     async def _take_from(self, record: Record, most: int) -> int:
-        taken = 0
-        if self.segments is not None and record.segments:
-            key = record.machine.name, record.machine.generation
-            still = functools.partial(self._still, key)
-            taken += await self.segments.evict(key[0], min(most, record.segments), still)
+        taken = await self._put_out(record, most)
         if taken < most:
             taken += await self._page_out(record, most - taken)
         record.tried(trio.current_time(), most, taken)
         return taken
+
+    async def _put_out(self, record: Record, most: int | None = None) -> int:
+        """Segments of a machine, all if it is not said how much. Returns how many bytes are out."""
+        if self.segments is None or not record.segments:
+            return 0
+        key = record.machine.name, record.machine.generation
+        still = functools.partial(self._still, key)
+        gone = await self.segments.evict(key[0], None if most is None else min(most, record.segments), still)
+        self._evicted += gone
+        return gone
 
     @contextmanager
     def _still(self, key: tuple[str, int]) -> Iterator[None]:

@@ -78,5 +78,5 @@ def _machine(cp: "ControlProgram", life: "Life", granted: int) -> dict[str, Any]
         "reserve": life.entry.reserve,
         "priority": life.entry.priority,
         "idle_page_out": cp.pager.idle_page_out(life) or None,
-        "held": (cp.pager.why_held(life) or None) if life.current is None else None,
+        "held": (cp.pager.why_waits(life) or None) if life.current is None else None,
     }

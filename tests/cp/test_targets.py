@@ -66,6 +66,35 @@ async def test_short_paths_take_turns(bench: Bench) -> None:
     assert paths(bench) == [3, 3, 3]
 
 
+async def test_instances_at_rest_are_started_one_at_a_time(bench: Bench) -> None:
+    """Nobody is woken while another one is ready; if none is, the one with the fewest paths; a certain one always."""
+    first, second, third = shops(bench)
+    for each in (second, third):
+        each.rests = True
+        each.ready = trio.Event()
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(await bench.connect(to="S"))
+        assert paths(bench) == [3, 0, 0]
+        assert not any(second.waited + third.waited)
+        first.broken = "it is given up"
+        async with trio.open_nursery() as nursery:
+
+            async def connect() -> None:
+                stack.enter_context(await bench.connect(to="S"))
+
+            nursery.start_soon(connect)
+            await trio.testing.wait_all_tasks_blocked()
+            assert [any(each.waited) for each in (second, third)] == [True, False]
+            second.rests = False
+            second.ready.set()
+        assert paths(bench) == [3, 1, 0]
+        third.rests = False
+        third.ready.set()
+        stack.enter_context(await bench.connect(to="S", instance=3))
+        assert any(third.waited)
+
+
 async def test_certain_instance(bench: Bench) -> None:
     """Waited for alone; there is none but those; a machine that is alone is the first."""
     bench.machines["S@2"].ready = trio.Event()

@@ -453,6 +453,32 @@ async def test_meters_are_kept_over_ended_paths(cp: Cp) -> None:
     assert meters["uses"]["stock"]["high_water"] == 1
 
 
+async def test_engagements_are_messages_of_either_end_and_byte_streams(cp: Cp) -> None:
+    """Of paths that run: who has none of them disturbs nobody by stopping."""
+    go = trio.Event()
+
+    async def wait(message: Message) -> None:
+        await go.wait()
+
+    cp.nursery.start_soon(cp.machine.serve, wait)
+    assert cp.machine.engagements() == {"engaged": 0, "streams": 0}
+    async with cp.offer("ONE", edge="ONE.shop") as caller, trio.open_nursery() as nursery:
+        nursery.start_soon(caller.call, None)
+        await trio.testing.wait_all_tasks_blocked()
+        assert cp.machine.engagements() == {"engaged": 1, "streams": 0}
+        path = await cp.machine.connect("stock")
+        nursery.start_soon(path.call, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert cp.machine.engagements() == {"engaged": 2, "streams": 0}
+        cp.nursery.start_soon(cp.servers[-1].serve, double)
+        go.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert cp.machine.engagements() == {"engaged": 0, "streams": 0}
+    (await cp.machine.connect("stock")).stream()
+    await trio.testing.wait_all_tasks_blocked()
+    assert cp.machine.engagements() == {"engaged": 0, "streams": 1}
+
+
 async def test_drops_are_recorded_with_exact_counts(
     cp: Cp, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

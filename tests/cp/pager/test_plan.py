@@ -7,7 +7,7 @@ import attrs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retinue.cp.pager.overcommit import HOLD, SHRINK, Overcommit, Step, victim
+from retinue.cp.pager.overcommit import HOLD, SHRINK, VAIN, Overcommit, Step, victim
 from retinue.cp.pager.policy import HIGH, LOW, QUIET, Figures, Take, plan
 
 MIB = 1 << 20
@@ -169,9 +169,23 @@ def test_steps_come_one_after_another_with_time_between() -> None:
 
 
 def test_nobody_is_ended_while_paging_helps() -> None:
+    """Also for long: now and then all have room after a look."""
     overcommit = Overcommit()
-    steps = {overcommit.look(float(now), 120 * MIB, 100 * MIB, more=now % 3 > 0) for now in range(100)}
+    totals = [(99 if now % (VAIN - 1) == 0 else 120) * MIB for now in range(300)]
+    steps = {overcommit.look(float(now), total, 100 * MIB, more=now % 3 > 0) for now, total in enumerate(totals)}
     assert Step.END not in steps
+
+
+def test_to_take_a_little_all_the_time_is_as_good_as_nothing() -> None:
+    """Machines have back at once what was taken: after half a minute the ordinary steps begin, with their pauses."""
+    overcommit = Overcommit()
+    steps: dict[Step, float] = {}
+    for now in range(60):
+        if (step := overcommit.look(float(now), 120 * MIB, 100 * MIB, more=True)) is not None:
+            steps.setdefault(step, float(now))
+    assert steps == {Step.SHRINK: VAIN, Step.HOLD: VAIN + SHRINK, Step.END: VAIN + SHRINK + HOLD}
+    assert overcommit.look(60.0, 90 * MIB, 100 * MIB, more=True) is Step.FITS
+    assert overcommit.look(61.0, 120 * MIB, 100 * MIB, more=True) is None
 
 
 looks = st.lists(st.tuples(st.floats(0.1, 5.0), st.integers(50, 150), st.booleans()), max_size=60)
@@ -181,9 +195,10 @@ looks = st.lists(st.tuples(st.floats(0.1, 5.0), st.integers(50, 150), st.boolean
 def test_nobody_is_ended_who_was_not_warned(looks: list[tuple[float, int, bool]]) -> None:
     """Before every end the machines were asked, starts were held, and both had their time."""
     overcommit, now = Overcommit(), 0.0
-    asked = held = None
+    asked = held = over = None
     for seconds, total, more in looks:
         now += seconds
+        over = None if total <= 100 else now if over is None else over
         step = overcommit.look(now, total * MIB, 100 * MIB, more=more)
         if step is Step.FITS:
             asked = held = None
@@ -195,7 +210,7 @@ def test_nobody_is_ended_who_was_not_warned(looks: list[tuple[float, int, bool]]
             held = now
         elif step is Step.END:
             assert total > 100
-            assert not more
+            assert not more or (over is not None and now - over >= VAIN)
             assert held is not None
             assert now - held >= HOLD
 

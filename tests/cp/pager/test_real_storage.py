@@ -84,6 +84,7 @@ def test_real_machines_are_listed_asked_and_give_storage_back(bench: Bench, no_s
     """What a machine has allocated is resident; the table has a line for each; who gives something back lives on."""
     write(bench, heeds=True, size=40)
     bench.up()
+    wait_for(lambda: any("HIGH has 60" in each["message"] for each in bench.records("ASKER")))
     told = storage(bench)
     machines = {machine["name"]: machine for machine in told["machines"]}
     assert told["storage"] == 112 << 20

@@ -12,7 +12,7 @@ from retinue.svm import Machine
 from retinue.testing import open_system
 
 # Each takes a quarter of a second; a release is tried with RETINUE_COLD_STARTS=500.
-STARTS: Final = int(os.environ.get("RETINUE_COLD_STARTS", "15"))
+STARTS: Final = int(os.environ.get("RETINUE_COLD_STARTS", "8"))
 SIZE: Final = 20
 # Edges of a machine, at most: to others that are declared before it.
 MOST: Final = 3
