@@ -3,8 +3,8 @@
 ``python benchmarks/paging.py [--json] [--only PART]``: ``idle`` pages 100 machines out that do nothing, and wakes them;
 ``segments`` has machines read segments that are four times the real storage of the system, at random pages alike and by
 Zipf's law, beside the same program under the kernel's own management (a memory cgroup of the same size); ``active``
-compares the calls of a busy pair of machines with and without a pager at work on others. ``idle`` and ``active`` need
-root, for a paging volume is swap while the system runs.
+compares the calls of a busy pair of machines with and without a pager at work on others, in pairs of short phases.
+``idle`` and ``active`` need root, for a paging volume is swap while the system runs.
 """
 
 import sys
@@ -18,22 +18,25 @@ if __name__ == "__main__":
 import argparse
 import contextlib
 import json
+import math
 import os
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import attrs
 
 from benchmarks import paging_programs, systems
-from benchmarks.processes import NotStarted, end_on_signals, storage
+from benchmarks.processes import NotStarted, cpu_time, descendants, end_on_signals, storage
 from benchmarks.report import Result, add_options, conclude, form, machine, progress
 
 # Seconds within which idle machines must be paged out, and within which an answer in the log must come.
 PATIENCE: Final = 120.0
+# Seconds of a phase with the pager on, or off: at least one whole second that is counted lies in it.
+PHASE: Final = 2.2
 NO_ROOT: Final = "only root may give the host swap"
 
 
@@ -46,11 +49,11 @@ class Plan:
     storage: int = 96
     readers: int = 4
     seconds: float = 20.0
-    active: float = 10.0
+    pairs: int = 20
     laws: tuple[str, ...] = ("uniform", "Zipf")
 
 
-QUICK: Final = Plan(machines=3, rounds=1, storage=40, readers=2, seconds=2.0, active=2.0, laws=("Zipf",))
+QUICK: Final = Plan(machines=3, rounds=1, storage=40, readers=2, seconds=0.5, pairs=2, laws=("Zipf",))
 
 
 class System:
@@ -85,6 +88,12 @@ class System:
                     return found
             time.sleep(0.2)
         raise NotStarted(name, "it printed nothing", "")
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """All that a machine has printed, as far as it is kept."""
+        told = systems.retinue(self.state, "logs", name, "--json", "-n", "1000")
+        records = [json.loads(line) for line in told.stdout.splitlines()]
+        return [json.loads(each["message"]) for each in records if each.get("logger") == "stdout"]
 
 
 @contextlib.contextmanager
@@ -160,9 +169,9 @@ def segments(plan: Plan) -> list[Result]:
             for number in range(plan.readers):
                 system.next_line(f"R{number}")
                 filling.append(system.figures()["totals"]["resident"])
-            totals = []
+            totals: list[int] = []
             begun = time.monotonic()
-            while time.monotonic() < begun + plan.seconds * 0.8:
+            while time.monotonic() < begun + plan.seconds * 0.8 or len(totals) < 2:  # of one nobody can tell a p95
                 totals.append(system.figures()["totals"]["resident"])
             told = [system.next_line(f"R{number}") for number in range(plan.readers)]
         rate = sum(each["rate"] for each in told)
@@ -194,8 +203,10 @@ def kernel_alone(plan: Plan, mib: int, law: str) -> tuple[float | None, str | No
         processes = []
         try:
             for number in range(plan.readers):
+                # It goes into the group before it begins, so that what it has beside its table counts as in a machine.
                 process = subprocess.Popen(
                     [
+                        *("/bin/sh", "-c", 'echo $$ > "$1"; shift; exec "$@"', "sh", str(group / "cgroup.procs")),
                         *(sys.executable, "plain.py", f"table-{number}", str(mib), str(plan.seconds)),
                         *(law.lower(), f"R{number}"),
                     ],
@@ -206,13 +217,16 @@ def kernel_alone(plan: Plan, mib: int, law: str) -> tuple[float | None, str | No
                 )
                 processes.append(process)
                 assert process.stdout is not None
-                process.stdout.readline()
-                (group / "cgroup.procs").write_text(str(process.pid))
+                if not process.stdout.readline():
+                    raise NotStarted("plain.py", f"ended with status {process.wait()}", "")
             for process in processes:
                 assert process.stdin is not None
                 process.stdin.write("go\n")
                 process.stdin.flush()
             told = [process.communicate(timeout=plan.seconds + PATIENCE)[0].split() for process in processes]
+            for process, words in zip(processes, told, strict=True):
+                if len(words) != 2:
+                    raise NotStarted("plain.py", f"ended with status {process.returncode}", "")
             return sum(float(rate) for rate, _ in told), None
         finally:
             for process in processes:
@@ -242,39 +256,103 @@ def _group(limit: int) -> tuple[Path | None, str | None]:
 
 
 def active(plan: Plan) -> list[Result]:
-    """Calls a second of a busy pair, with and without a pager at work on machines that are woken one by one."""
+    """Calls a second of a busy pair, with and without a pager at work on machines that are woken one by one.
+
+    In one system, whose pager is turned on and off again in turn: the two phases of a pair lie a moment apart, and now
+    one is the first and now the other, so whatever else goes on in the host is in both alike.
+    """
     name = "active pair while the pager works on others: of its calls without"
     if os.geteuid() != 0:
         return [Result(name, None, "%", 98, why=NO_ROOT)]
+    machines = min(plan.machines, 40)
+    phases: list[_Phase] = []
+    texts = {
+        paged: paging_programs.idle_system(machines, page_out=2.0 * paged, volume=True, every=0.2, busy=True)
+        for paged in (True, False)
+    }
+    with running(texts[True]) as system:
+        system.next_line("BUSY")
+        control = _control_program(system)
+        for number in range(plan.pairs):
+            for paged in (number % 2 == 0, number % 2 == 1):
+                (system.state.parent / "programs" / "paging.toml").write_text(texts[paged])
+                system.ask("apply", str(system.state.parent / "programs" / "paging.toml"))
+                used, began = cpu_time(control), time.monotonic()
+                time.sleep(PHASE)
+                ended = time.monotonic()
+                phases.append(_Phase(paged, began, ended, (cpu_time(control) - used) / (ended - began)))
+            progress(f"active: {number + 1} of {plan.pairs} pairs")
+        rates = [phase.rate(system.lines("BUSY")) for phase in phases]
     shares = []
-    for number in range(plan.rounds):
-        found = {}
-        for paged in (number % 2 == 0, number % 2 == 1):
-            text = paging_programs.idle_system(
-                min(plan.machines, 40), page_out=2.0 if paged else 0.0, volume=True, every=0.2, busy=True
-            )
-            with running(text) as system:
-                time.sleep(4)  # the first pages have gone
-                system.next_line("BUSY")
-                calls = [system.next_line("BUSY")["calls"] for _ in range(max(2, round(plan.active)))]
-                found[paged] = statistics.median(calls)
+    for at in range(0, len(phases), 2):
+        found = {phases[each].paged: rates[each] for each in (at, at + 1)}
         shares.append(found[True] / found[False] * 100)
-        progress(f"active: {found[True]:,.0f} calls/s with the pager, {found[False]:,.0f} without")
-    return [Result(name, statistics.median(shares), "%", 98, rounds=tuple(shares))]
+    least, most = interval(shares)
+    cost = {paged: statistics.mean(each.cpu for each in phases if each.paged == paged) for paged in (True, False)}
+    return [
+        Result(name, statistics.median(shares), "%", 98, rounds=tuple(shares)),
+        Result("the same, 95 % confidence: at least", least, "%"),
+        Result("the same, 95 % confidence: at most", most, "%"),
+        Result("processor time of the control program with the pager", cost[True] * 1000, "ms/s"),
+        Result("of that for the pager", (cost[True] - cost[False]) * 1000, "ms/s"),
+    ]
+
+
+@attrs.frozen
+class _Phase:
+    """Times on the monotonic clock; ``cpu`` is seconds of processor per second of the control program."""
+
+    paged: bool
+    began: float
+    ended: float
+    cpu: float
+
+    def rate(self, lines: Sequence[dict[str, Any]]) -> float:
+        """Calls a second of what was counted within it."""
+        counted = [each for each in lines if self.began <= each["began"] and each["ended"] <= self.ended]
+        if not counted:
+            raise NotStarted("BUSY", f"it counted nothing in {self.ended - self.began:.1f} s", "")
+        return float(sum(each["calls"] for each in counted) / sum(each["ended"] - each["began"] for each in counted))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Between which two of the values the median of all that there could be lies, with 95 % confidence.
+
+    By order statistics, which need no assumption of how they are spread. Of fewer than six it is all of them.
+    """
+    order, number = sorted(values), len(values)
+    chance, cut = 0.5**number, 0
+    while 2 * (chance := chance + math.comb(number, cut + 1) * 0.5**number) <= 0.05:
+        cut += 1
+    if 2 * 0.5**number > 0.05:
+        cut = 0
+    return order[cut], order[-1 - cut]
+
+
+def _control_program(system: System) -> int:
+    nucleus = json.loads((system.state / "run" / "system.json").read_text("utf-8"))["nucleus_pid"]
+    for pid, title in descendants(nucleus).items():
+        if title.startswith("control"):
+            return pid
+    raise NotStarted("the control program", "it is not among the processes of the system", "")
 
 
 PARTS: Final[dict[str, Callable[[Plan], list[Result]]]] = {"idle": idle, "segments": segments, "active": active}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure and report; the exit status is 1 when a promise is not kept."""
+    """Measure and report; the exit status is 1 when a promise is not kept, 2 when something could not be measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--only", choices=list(PARTS), action="append", help="one part; may be given again")
     parser.add_argument("--quick", action="store_true", help="only to see that it works")
     given = parser.parse_args(arguments)
     plan = QUICK if given.quick else Plan()
-    results = [result for part in given.only or PARTS for result in PARTS[part](plan)]
+    try:
+        results = [result for part in given.only or PARTS for result in PARTS[part](plan)]
+    except (NotStarted, subprocess.TimeoutExpired) as error:
+        print(f"paging.py: {error}", file=sys.stderr)
+        return 2
     report = form(machine({}), results)
     return conclude(report, as_json=given.json)
 

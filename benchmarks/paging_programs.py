@@ -170,7 +170,7 @@ async def main(vm: Machine[None]) -> None:
         while time.perf_counter() < begun + 1:
             await path.call("here?")
             calls += 1
-        print(json.dumps({"calls": calls}))
+        print(json.dumps({"calls": calls, "began": begun, "ended": time.perf_counter()}))
 """
 
 _PROGRAMS: Final = {"idle": IDLE, "asker": ASKER, "reader": READER, "access": ACCESS, "plain": PLAIN, "busy": BUSY}

@@ -45,7 +45,7 @@ async def main(vm: Machine[None]) -> None:
 '''
 
 
-def topology(rng: random.Random, machines: int = MACHINES) -> str:
+def topology(rng: random.Random, machines: int) -> str:
     """Machines that use some of those after them, in an order that is not that of the file."""
     names = [f"M{number}" for number in range(machines)]
     rng.shuffle(names)
@@ -59,7 +59,7 @@ def topology(rng: random.Random, machines: int = MACHINES) -> str:
     return first + "".join(rest)
 
 
-def measure(starts: int, seed: int) -> list[Result]:
+def measure(starts: int, machines: int, seed: int) -> list[Result]:
     """Start so many systems, one after the other."""
     violations = 0
     times = []
@@ -68,7 +68,7 @@ def measure(starts: int, seed: int) -> list[Result]:
             root = Path(folder)
             (root / "node.py").write_text(PROGRAM)
             file = root / "starts.toml"
-            file.write_text(topology(random.Random(seed + number)))
+            file.write_text(topology(random.Random(seed + number), machines))
             begun = time.perf_counter()
             try:
                 with systems.running(file, root / "state"):
@@ -79,7 +79,7 @@ def measure(starts: int, seed: int) -> list[Result]:
         if number % 50 == 49:
             progress(f"{number + 1} starts, {violations} violations")
     return [
-        Result(f"{starts} starts of {MACHINES} machines: order violations", violations, "starts", 0, at_most=True),
+        Result(f"{starts} starts of {machines} machines: order violations", violations, "starts", 0, at_most=True),
         Result("from the command to every machine ready, p50", statistics.median(times) * 1000, "ms"),
     ]
 
@@ -89,9 +89,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--starts", type=int, default=STARTS, help="how many")
+    parser.add_argument("--machines", type=int, default=MACHINES, help="of each system")
     parser.add_argument("--seed", type=int, default=0, help="of the first one's edges")
     given = parser.parse_args(arguments)
-    report = form(machine({}), measure(given.starts, given.seed))
+    report = form(machine({}), measure(given.starts, given.machines, given.seed))
     show(report, as_json=given.json)
     return 1 if any(each["met"] is False for each in report["results"]) else 0
 

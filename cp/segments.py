@@ -13,18 +13,17 @@ import contextlib
 import errno
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
-import attrs
 import trio
 
 from retinue.cp.directory import MachineEntry, System
 from retinue.cp.directory.names import is_local_name
 from retinue.cp.directory.quantities import as_size
+from retinue.cp.eviction import DUE, Looked, Segment, cached, drop_cold, look, put_out, unmap_outside, write_ahead
 from retinue.cp.host import file_pages
 from retinue.cp.keeping import Keeper, Kept
-from retinue.cp.recency import Recency, chunk_of, runs
 from retinue.pipes import AccessDenied, PathError, Rejected
 
 __all__ = ["Holder", "Segments", "place"]
@@ -33,10 +32,10 @@ __all__ = ["Holder", "Segments", "place"]
 MOST: Final = 16
 #: Seconds that a machine may take to unmap what it is told.
 PATIENCE: Final = 1.0
-#: Times that pages are dropped: the kernel leaves those that it has in its hands just then.
-TRIES: Final = 3
-#: Ranges in one message to a machine.
-RANGES: Final = 1024
+#: The part of the stock that is taken from it at once: a machine of which more must go had better stand still.
+SMALL: Final = 0.4
+#: The part of what is asked for with which one goes on: the rest is asked for again soon, and a machine is left alone.
+ENOUGH: Final = 0.5
 
 _KEY: Final = "segment/"
 _MIB: Final = 1 << 20
@@ -72,47 +71,6 @@ class Holder(Protocol):
         """PathError when it does not hear."""
 
 
-@attrs.define
-class _Segment:
-    """One that a process has; ``size`` in bytes."""
-
-    name: str
-    size: int
-    keep: bool
-    descriptor: int
-    device: int
-    inode: int
-    recency: Recency
-
-    @classmethod
-    def of(cls, name: str, keep: bool, descriptor: int) -> "_Segment":
-        about = os.fstat(descriptor)
-        recency = Recency(chunk_of(about.st_size) // file_pages.PAGE)
-        return cls(name, about.st_size, keep, descriptor, about.st_dev, about.st_ino, recency)
-
-    @property
-    def chunk(self) -> int:
-        return chunk_of(self.size)
-
-
-@attrs.define
-class _Looked:
-    """What a look at one segment has found."""
-
-    segment: _Segment
-    pid: int
-    mappings: list[file_pages.Mapping]
-    touched: list[tuple[int, int]]
-    """Ranges that are in the tables of the machine, or may be."""
-    counts: list[int]
-    victims: list[int] = attrs.field(factory=list)
-
-    @property
-    def left(self) -> bool:
-        """Victims are still in real storage."""
-        return any(self.counts[chunk] for chunk in self.victims)
-
-
 class Segments:
     """Of one running system: the files are below ``folder``, each the user's whom ``user`` tells (-1: ours)."""
 
@@ -121,9 +79,9 @@ class Segments:
         self._keeper = keeper
         self._user = user
         self._holders: dict[tuple[str, int], Holder] = {}
-        self._segments: dict[tuple[str, int], dict[str, _Segment]] = {}
+        self._segments: dict[tuple[str, int], dict[str, Segment]] = {}
         self._granting = trio.Lock()
-        self._evicting: dict[str, trio.Lock] = {}
+        self._turns: dict[str, trio.Lock] = {}
 
     # -- granting ------------------------------------------------------------------------------------------------------
 
@@ -154,11 +112,11 @@ class Segments:
                 os.close(descriptor)
                 raise
             self._holders[key] = holder
-            self._segments.setdefault(key, {})[name] = _Segment.of(name, keep, descriptor)
+            self._segments.setdefault(key, {})[name] = Segment.of(name, keep, descriptor)
             return granted
 
     def _check_room(
-        self, entry: MachineEntry, machine: str, theirs: Mapping[str, _Segment], name: str, size: int
+        self, entry: MachineEntry, machine: str, theirs: Mapping[str, Segment], name: str, size: int
     ) -> None:
         """Kept ones that an earlier process has left count, too."""
         sizes = self._kept(machine) | {each.name: each.size for each in theirs.values()}
@@ -224,6 +182,8 @@ class Segments:
             self._keeper.drop(f"{_KEY}{machine}/{generation}/{segment.name}")
         if theirs:
             with trio.CancelScope(shield=True):
+                async with self._turn(machine):
+                    pass
                 await trio.to_thread.run_sync(_close, list(theirs.values()))
 
     def adopt(self, kept: Mapping[str, Kept], holders: Iterable[Holder]) -> None:
@@ -241,7 +201,7 @@ class Segments:
                 continue
             (descriptor,) = what.descriptors
             self._holders[process] = holder
-            self._segments.setdefault(process, {})[name] = _Segment.of(name, what.note["keep"], descriptor)
+            self._segments.setdefault(process, {})[name] = Segment.of(name, what.note["keep"], descriptor)
 
     # -- looking on ----------------------------------------------------------------------------------------------------
 
@@ -260,7 +220,7 @@ class Segments:
                     with contextlib.suppress(OSError):  # it has just been released
                         if os.fstat(segment.descriptor).st_size > segment.size:
                             os.ftruncate(segment.descriptor, segment.size)
-                        found[machine] = found.get(machine, 0) + file_pages.cached(segment.descriptor, segment.size)
+                        found[machine] = found.get(machine, 0) + cached(segment)
         return found
 
     def granted(self) -> dict[str, int]:
@@ -290,123 +250,84 @@ class Segments:
         """Put pages of a machine's segments out of real storage, those first that are missed least; at most so many
         bytes, or all. Returns how many it were, which is fewer when the machine holds on to them.
 
-        Nothing is lost by it: they are read again when they are touched. While pages are put out that the machine has
-        given up, it stands ``still``: else it would have them back before they are out.
+        Nothing is lost by it: they are read again when they are touched. Out of the stock (:meth:`lay_in`) they go at
+        once. Where that does not last the machine is asked for more and stands ``still`` while that is put out: else it
+        would have it back before it is out.
         """
-        async with self._evicting.setdefault(machine, trio.Lock()):
-            holders = {key: holder for key, holder in self._holders.items() if key[0] == machine}
-            theirs = {key: list(self._segments[key].values()) for key in holders}
-            look = trio.to_thread.run_sync
-            looked = await look(_look, [(holders[key].pid or 0, each) for key in theirs for each in theirs[key]])
-            whole = _choose(looked, most)
-            owners = [(holder, theirs[key]) for key, holder in holders.items()]
-            asked = any(each.touched for each in looked) and await self._unmap(looked, owners, whole=whole)
+        theirs, gone = self._of(machine), 0
+        if most is not None and 0 < most <= sum(each.recency.left for each in theirs) * SMALL:
+            gone = await trio.to_thread.run_sync(drop_cold, theirs, most)
+            if gone >= most * ENOUGH:
+                return gone
+        async with self._turn(machine):
+            looked, most = await self._look(machine, None if most is None else most - gone)
+            asked = most is not None or not await trio.to_thread.run_sync(unmap_outside, looked, None)
+            if asked:
+                await self._ask_all(machine, looked, most)
             with still():
-                gone = await look(_put_out, looked)
-            if whole and not asked and any(each.touched and each.left for each in looked):
+                gone += await trio.to_thread.run_sync(put_out, looked, most)
+            if not asked and any(each.touched for each in looked):
                 # Pages that the kernel had in its hands are still in the tables of the machine.
-                for holder, segments in owners:
-                    await self._ask_to_unmap(holder, looked, segments)
-                gone += await look(_put_out, looked)
+                looked, _ = await self._look(machine, None)
+                if any(each.left for each in looked):
+                    await self._ask_all(machine, looked, None)
+                    gone += await trio.to_thread.run_sync(put_out, looked, None)
             return gone
 
-    async def _unmap(self, looked: list[_Looked], owners: list[tuple[Holder, list[_Segment]]], *, whole: bool) -> bool:
-        """Have victims leave the tables of the machine. Returns whether it was asked.
+    async def lay_in(self, machine: str) -> None:
+        """Have the coldest pages of a machine's segments ready to be dropped, if many of those that were are gone."""
+        theirs, turn = self._of(machine), self._turn(machine)
+        if not theirs or turn.locked() or max(segment.used for segment in theirs) < DUE:
+            return
+        async with turn:
+            with contextlib.suppress(OSError):  # it has just been released, or the host is short of something
+                looked, _ = await self._look(machine, 0)
+                await self._ask_all(machine, looked, 0)
+        await trio.to_thread.run_sync(write_ahead, self._of(machine))  # a full queue of the disk may keep it
 
-        From outside when everything goes, which wakes nobody. Else by the machine, if it answers: also what stays is
-        unmapped, so that the next round knows who came back. From outside that would put out what stays, too.
+    def _of(self, machine: str) -> list[Segment]:
+        return [each for (name, _), theirs in self._segments.items() if name == machine for each in theirs.values()]
+
+    def _turn(self, machine: str) -> trio.Lock:
+        return self._turns.setdefault(machine, trio.Lock())
+
+    def _theirs(self, machine: str) -> list[tuple[Holder, list[Segment]]]:
+        return [(holder, [*self._segments[key].values()]) for key, holder in self._holders.items() if key[0] == machine]
+
+    async def _look(self, machine: str, most: int | None) -> tuple[list[Looked], int | None]:
+        """A round. Returns what was found, and how much of it is to go; None if it is all of it."""
+        wanted = [(holder.pid or 0, each) for holder, theirs in self._theirs(machine) for each in theirs]
+        looked = await trio.to_thread.run_sync(look, wanted)
+        return looked, None if most is None or most >= sum(each.resident for each in looked) else most
+
+    async def _ask_all(self, machine: str, looked: list[Looked], most: int | None) -> None:
+        """Have everything leave the tables of the machine: by the machine, if it answers. So the next round knows who
+        came back, which it would not if only that was unmapped which is to go. From outside what stays cannot be
+        unmapped without being put out.
         """
-        if whole and await trio.to_thread.run_sync(_unmap_outside, looked, True):
-            return False
-        answered = [await self._ask_to_unmap(holder, looked, theirs) for holder, theirs in owners]
-        if not whole and not all(answered):
-            await trio.to_thread.run_sync(_unmap_outside, looked, False)
-        return True
+        theirs = self._theirs(machine)
+        answered = [await self._ask_to_unmap(holder, looked, segments) for holder, segments in theirs]
+        if most and not all(answered):
+            await trio.to_thread.run_sync(unmap_outside, looked, most)
 
-    async def _ask_to_unmap(self, holder: Holder, looked: list[_Looked], theirs: list[_Segment]) -> bool:
+    async def _ask_to_unmap(self, holder: Holder, looked: list[Looked], theirs: list[Segment]) -> bool:
         wanted = [
-            [each.segment.name, offset, length]
+            [each.segment.name, 0, each.segment.size]
             for each in looked
-            if any(each.segment is segment for segment in theirs)
-            for offset, length in each.touched
+            if each.touched and any(each.segment is segment for segment in theirs)
         ]
+        if not wanted:
+            return True
         with trio.move_on_after(PATIENCE), contextlib.suppress(PathError):
-            for at in range(0, len(wanted), RANGES):
-                await holder.ask("evict", {"segments": wanted[at : at + RANGES]})
+            await holder.ask("evict", {"segments": wanted})
             return True
         return False
 
 
-def _close(segments: list[_Segment]) -> None:
+def _close(segments: list[Segment]) -> None:
     for segment in segments:
         if not segment.keep:
             with contextlib.suppress(OSError):
                 # Here, and not where the last descriptor is closed: that is the nucleus, which has no time.
                 os.ftruncate(segment.descriptor, 0)
         os.close(segment.descriptor)
-
-
-def _look(wanted: list[tuple[int, _Segment]]) -> list[_Looked]:
-    """In a thread."""
-    found = []
-    for pid, segment in wanted:
-        mappings = file_pages.mapped(pid, segment.device, segment.inode) if pid else []
-        touched = file_pages.present(pid, mappings, segment.size) if mappings else None
-        counts = segment.recency.look(file_pages.residency(segment.descriptor, segment.size), touched)
-        each = _Looked(segment, pid, mappings, [(0, segment.size)], counts)
-        if touched is not None:
-            per = segment.chunk // file_pages.PAGE
-            chunks = [at for at in range(len(counts)) if touched.find(1, at * per, at * per + per) >= 0]
-            each.touched = _ranges(segment, chunks)
-        found.append(each)
-    return found
-
-
-def _choose(looked: list[_Looked], most: int | None) -> bool:
-    """Victims, over all segments of the machine. Returns whether they are all that is in real storage."""
-    left = float("inf") if most is None else most
-    candidates = sorted(
-        (*old, at) for at, each in enumerate(looked) for old in each.segment.recency.oldest(each.counts)
-    )
-    for _, _, chunk, at in candidates:
-        if left <= 0:
-            return False
-        looked[at].victims.append(chunk)
-        left -= looked[at].counts[chunk] * file_pages.PAGE
-    return True
-
-
-def _unmap_outside(looked: list[_Looked], whole: bool) -> bool:
-    """In a thread, and without the machine. False when it has to be asked."""
-    return all(
-        each.mappings
-        and file_pages.unmap(each.pid, each.mappings, each.touched if whole else _ranges(each.segment, each.victims))
-        for each in looked
-        if each.touched
-    )
-
-
-def _ranges(segment: _Segment, chunks: Sequence[int]) -> list[tuple[int, int]]:
-    return list(runs(chunks, segment.chunk, segment.size))
-
-
-def _put_out(looked: list[_Looked]) -> int:
-    """In a thread: write and drop the victims. Returns how many bytes are out of real storage."""
-    gone = 0
-    for each in looked:
-        segment, left = each.segment, {chunk: each.counts[chunk] for chunk in each.victims if each.counts[chunk]}
-        for _ in range(TRIES):
-            if not left:
-                break
-            ranges = _ranges(segment, list(left))
-            with contextlib.suppress(OSError):  # the disk does not take them: they stay
-                file_pages.write_back(segment.descriptor, ranges)
-                file_pages.drop(segment.descriptor, ranges)
-            resident = file_pages.residency(segment.descriptor, segment.size)
-            per = segment.chunk // file_pages.PAGE
-            now = {chunk: resident.count(1, chunk * per, (chunk + 1) * per) for chunk in left}
-            gone += sum(max(0, left[chunk] - now[chunk]) for chunk in left)
-            for chunk, count in now.items():
-                each.counts[chunk] = count
-            left = {chunk: count for chunk, count in now.items() if count}
-    return gone * file_pages.PAGE

@@ -2,9 +2,11 @@
 
 To know what a process has to itself the kernel looks at each of its pages (``smaps_rollup``, some 0.3 ms for a small
 machine), and what it counts by itself costs twenty times less: page faults, and pages in real storage. So a pass looks
-closely at who has changed by much since it was last looked at, and at the others in turn, as time allows.
+closely at who has changed by much since it was last looked at, and at the others in turn, as time allows. Who reads in
+files all the time, such as its segments, is looked at closely now and then only while nothing else of it changes.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -25,8 +27,13 @@ BUDGET: Final = 0.04
 MUCH: Final = 64
 """Pages by which one may have changed before it is looked at in any case: 256 KiB."""
 
+OFTEN: Final = 0.25
+"""Seconds after a close look in which it is no reason for another one that pages of files came or went."""
+
 _KEEP: Final = 2
 """Passes that figures of a machine are remembered without being asked for."""
+
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 Key = tuple[str, int]
 
@@ -41,6 +48,8 @@ class _Process:
     found: Storage
     looked: float
     passed: int = 0
+    anonymous: int | None = None
+    """Pages when it was looked at."""
 
 
 @attrs.frozen
@@ -85,7 +94,10 @@ class Figures:
                 continue
             known.passed = self._passes
             changed = abs(now.faults - known.counted[0]) + abs(now.pages - known.counted[1])
-            (must if changed > MUCH else may).append(pid)
+            if changed > MUCH and not _only_files(pid, known):
+                must.append(pid)
+            elif changed <= MUCH:
+                may.append(pid)
         for pid in must:
             self._look(pid, counts[pid])
         may.sort(key=lambda pid: self._known[pid].looked)
@@ -100,7 +112,8 @@ class Figures:
             self._known.pop(pid, None)
         else:
             counted = now.faults, now.pages
-            self._known[pid] = _Process(now.started, counted, found, time.monotonic(), self._passes)
+            looked = time.monotonic()
+            self._known[pid] = _Process(now.started, counted, found, looked, self._passes, _anonymous(pid))
 
     def _sum(self, pids: Sequence[int], counts: dict[int, _Counts]) -> Storage | None:
         all_of = [(self._known[pid].found, counts[pid].major) for pid in pids if pid in self._known and pid in counts]
@@ -169,6 +182,21 @@ def look(pid: int) -> Storage | None:
         if b"RssAnon" in status:
             resident = status[b"RssAnon"] + status.get(b"RssShmem", 0)
             return Storage(resident, resident, status.get(b"VmSwap", 0), 0)
+    return None
+
+
+def _only_files(pid: int, known: _Process) -> bool:
+    """Whether a process that has just been looked at has changed by pages of files alone, as with a segment."""
+    if time.monotonic() - known.looked >= OFTEN or known.anonymous is None:
+        return False
+    return (now := _anonymous(pid)) is not None and abs(now - known.anonymous) <= MUCH
+
+
+def _anonymous(pid: int) -> int | None:
+    """Pages that are of no file, shared memory among them; None for a process that is gone."""
+    with suppress(OSError, KeyError):
+        status = sizes(f"/proc/{pid}/status")
+        return (status[b"RssAnon"] + status[b"RssShmem"]) // _PAGE
     return None
 
 

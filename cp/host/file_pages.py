@@ -15,7 +15,10 @@ from retinue.cp.host import libc
 from retinue.cp.host.ranges import Range, put_out
 from retinue.cp.host.seal.syscalls import number
 
-__all__ = ["PAGE", "Mapping", "cached", "drop", "in_memory", "mapped", "present", "residency", "unmap", "write_back"]
+__all__ = [
+    *("PAGE", "Mapping", "begin_writing", "cached", "drop", "in_memory", "mapped", "present", "residency", "unmap"),
+    "write_back",
+]
 
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
@@ -23,6 +26,11 @@ _PROT_NONE, _MAP_SHARED = 0, 1
 _TMPFS, _RAMFS = 0x01021994, 0x858458F6  # linux/magic.h
 _SYS_CACHESTAT: Final = 451  # on every architecture
 _WRITE, _WRITE_AND_WAIT = 2, 7  # SYNC_FILE_RANGE_...
+# Calls of a microsecond, thousands of them: to let another thread in at each and wait for it would take seconds.
+_quick: Final = ctypes.PyDLL(None, use_errno=True)
+_quick.syscall.restype = ctypes.c_long
+_quick.syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint]
+_quick.posix_fadvise.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
 _PRESENT: Final = bytes(each >> 7 for each in range(256))
 """Of the last byte of an entry of /proc/PID/pagemap: 1 when the process has the page in its tables."""
 _MOST_MAPPINGS: Final = 64
@@ -44,17 +52,24 @@ def in_memory(descriptor: int) -> bool:
     return int.from_bytes(about.raw[: ctypes.sizeof(ctypes.c_long)], "little") in (_TMPFS, _RAMFS)
 
 
-def cached(descriptor: int, size: int) -> int:
-    """Bytes of the first ``size`` of a file that are in real storage. By one call where the kernel has cachestat(2)."""
-    span = (ctypes.c_uint64 * 2)(0, size)
+def cached(descriptor: int, ranges: Sequence[tuple[int, int]]) -> list[int]:
+    """Bytes of each range (offset, length) of a file that are in real storage: by cachestat(2), or by looking at all of
+    it where the kernel has none. OSError."""
+    sizes = []
+    span = (ctypes.c_uint64 * 2)()
     found = (ctypes.c_uint64 * 5)()  # cached, dirty, in writeback, evicted, recently evicted: pages
+    places = ctypes.addressof(span), ctypes.addressof(found)
     try:
-        libc.syscall(_SYS_CACHESTAT, descriptor, ctypes.addressof(span), ctypes.addressof(found), 0)
+        for span[0], span[1] in ranges:
+            if _quick.syscall(_SYS_CACHESTAT, descriptor, *places, 0) < 0:
+                raise OSError(ctypes.get_errno(), "cachestat")
+            sizes.append(found[0] * PAGE)
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP):
             raise
-        return residency(descriptor, size).count(1) * PAGE
-    return int(found[0]) * PAGE
+        pages = residency(descriptor, max(offset + length for offset, length in ranges))
+        return [pages.count(1, at // PAGE, -(-(at + length) // PAGE)) * PAGE for at, length in ranges]
+    return sizes
 
 
 def residency(descriptor: int, size: int) -> bytes:
@@ -129,20 +144,27 @@ def _places(mappings: Sequence[Mapping], where: Iterable[tuple[int, int]]) -> It
                 yield mapping.start + first - mapping.offset, mapping.start + last - mapping.offset
 
 
+def begin_writing(descriptor: int, ranges: Iterable[tuple[int, int]]) -> None:
+    """Have changed pages of a file written, and do not wait for it (sync_file_range(2)). OSError."""
+    for offset, length in ranges:
+        libc.syscall(_call("sync_file_range"), descriptor, offset, length, _WRITE)
+
+
 def write_back(descriptor: int, ranges: Sequence[tuple[int, int]]) -> None:
     """Have changed pages of a file written, and wait for it; all are begun before the first is waited for. OSError.
 
-    Not for durability: what the disk has in its own cache may be lost with the power (sync_file_range(2)).
+    Not for durability: what the disk has in its own cache may be lost with the power.
     """
-    for how in (_WRITE, _WRITE_AND_WAIT):
-        for offset, length in ranges:
-            libc.syscall(_call("sync_file_range"), descriptor, offset, length, how)
+    begin_writing(descriptor, ranges)
+    for offset, length in ranges:
+        libc.syscall(_call("sync_file_range"), descriptor, offset, length, _WRITE_AND_WAIT)
 
 
 def drop(descriptor: int, ranges: Iterable[tuple[int, int]]) -> None:
     """Put pages of a file out of real storage that are clean and that nobody has in his tables. OSError."""
     for offset, length in ranges:
-        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+        if number := _quick.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED):
+            raise OSError(number, os.strerror(number))
 
 
 def _call(name: str) -> int:

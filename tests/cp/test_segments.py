@@ -11,7 +11,7 @@ import os
 import pathlib
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -197,6 +197,51 @@ async def test_a_machine_that_has_touched_nothing_is_not_woken(stage: Stage) -> 
     assert await stage.segments.evict("WORK", MIB // 2) == MIB // 2
     assert await stage.segments.evict("WORK", MIB) == MIB // 2
     assert stage.machine.asked == 1
+
+
+async def test_what_was_laid_in_goes_at_once_and_nobody_is_asked_or_stands_still(stage: Stage) -> None:
+    """What was touched after that stays: the kernel drops nothing that is in anybody's tables."""
+    still = 0
+
+    @contextlib.contextmanager
+    def stands() -> Iterator[None]:
+        nonlocal still
+        still += 1
+        yield
+
+    segment = await stage.grant("data", 8 * MIB)
+    fill(segment)
+    await stage.segments.lay_in("WORK")
+    assert stage.machine.asked == 1
+    segment.flush()
+    touched = range(0, 2 * MIB, 64 * 1024)
+    for offset in touched:
+        assert segment[offset + 7] == (offset & 0xFF)
+    gone = await stage.segments.evict("WORK", MIB, stands)
+    assert MIB // 2 <= gone <= MIB + 4096
+    assert stage.segments.resident() == {"WORK": 8 * MIB - gone}
+    assert (stage.machine.asked, still) == (1, 0)
+    with os.fdopen(await stage.segments.grant(stage.machine, "data", 8 * MIB, keep=False)) as file:
+        vector = file_pages.residency(file.fileno(), 8 * MIB)
+    assert all(vector[offset // 4096] for offset in touched)
+    assert holds(segment)
+
+
+async def test_more_is_laid_in_when_some_of_it_is_gone_and_not_before(stage: Stage) -> None:
+    segment = await stage.grant("data", 8 * MIB)
+    fill(segment)
+    await stage.segments.lay_in("WORK")
+    assert holds(segment)
+    await stage.segments.lay_in("WORK")
+    assert stage.machine.asked == 1
+    await stage.segments.evict("WORK", 7 * MIB)
+    assert holds(segment)
+    await stage.segments.evict("WORK", MIB)
+    asked = stage.machine.asked
+    assert holds(segment)
+    await stage.segments.lay_in("WORK")
+    assert stage.machine.asked == asked + 1
+    await stage.segments.lay_in("NOBODY")
 
 
 async def test_a_segment_that_its_machine_has_cut_short_does_no_harm(stage: Stage) -> None:
