@@ -3,10 +3,11 @@
 import compileall
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from tests.leaks import assert_none_left, descriptors
-from tests.order import place_of
+from tests.order import place_of, worker_of
 from tests.systems import Bench, open_bench
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -18,6 +19,18 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         for layer in ("pipes", "svm", "cp", "services"):
             compileall.compile_dir(ROOT / layer, quiet=2)  # it goes without where it may not write
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """As ``--dist=loadfile``, but some files are one."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]  # it ships no types
+
+    scheduler = LoadFileScheduling(config, log)
+    scheduler._split_scope = worker_of
+    return scheduler
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,7 @@
-"""Which test files take long, measured: they are run first, so that the end of a run is made of short ones."""
+"""Which test files take long, measured: they are run first, so that the end of a run is made of short ones.
+
+And which of them are run by one worker, because they share what takes long to start.
+"""
 
 import pathlib
 from typing import Final
@@ -20,6 +23,7 @@ LONGEST: Final = (
     "examples/test_examples.py",
     "escapes/test_gallery.py",
     "services/test_forward_live.py",
+    "services/test_forward_unix_live.py",
     "cp/cli/test_logs.py",
     "cp/host/test_takeover.py",
     "examples/test_outside.py",
@@ -62,9 +66,19 @@ LONGEST: Final = (
     "cp/test_segments.py",
     "cp/directory/test_positions.py",
 )
+# The prisons of tests/escapes: three systems for all of these.
+PRISONS: Final = frozenset(
+    f"tests/escapes/test_{name}.py" for name in ("bombs", "channels", "control", "gallery", "rungs")
+)
 _PLACES: Final = {TESTS / name: place for place, name in enumerate(LONGEST)}
 
 
 def place_of(file: pathlib.Path) -> int:
     """Its place among the files of a run."""
     return _PLACES.get(file, len(LONGEST))
+
+
+def worker_of(nodeid: str) -> str:
+    """Tests for which this is the same are one worker's: those of a file, and of files that share more."""
+    file = nodeid.split("::", 1)[0]
+    return "prisons" if file in PRISONS else file

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import trio
+from tests.command import limited, run_here
 
 from retinue.cp.operator_socket import connect_operator
 from retinue.pipes import PathError, SocketTransport, open_path
@@ -86,6 +87,7 @@ class Bench:
         self.runtime = pathlib.Path(environ["XDG_RUNTIME_DIR"]) / "retinue"
         self.file = folder / "it.toml"
         self.started: list[subprocess.Popen[str]] = []
+        self._orphans: list[int] = []
 
     def write(self, **programs: str) -> None:
         """One machine for each program; an ASKER uses SERVER."""
@@ -100,11 +102,20 @@ class Bench:
     def start(self, *args: str, **more: Any) -> "subprocess.Popen[str]":
         code = "import sys; from retinue.cp.cli import main; sys.exit(main())"
         given: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
-        process = subprocess.Popen([sys.executable, "-c", code, *args], text=True, env=self.environ, **(given | more))
+        given["env"] = self.environ
+        process = subprocess.Popen([sys.executable, "-c", code, *args], text=True, **(given | more))
         self.started.append(process)
         return process
 
     def run(self, *args: str) -> "subprocess.CompletedProcess[str]":
+        """The command, in this process: to start an interpreter would cost more than what it does."""
+        before = _children()
+        done = run_here(args, self.environ, LIMIT)
+        self._orphans += _children() - before
+        return done
+
+    def run_apart(self, *args: str) -> "subprocess.CompletedProcess[str]":
+        """The command as a process of its own, as users have it: for tests of that."""
         process = self.start(*args)
         out, err = process.communicate(timeout=LIMIT)
         return subprocess.CompletedProcess(args, process.returncode, out, err)
@@ -163,6 +174,11 @@ class Bench:
         note = json.loads((self.runtime / self.name / "system.json").read_text())
         return int(note["nucleus_pid"])
 
+    def bury(self) -> None:
+        """What ``up`` has left to this process, as an ``up`` apart does to init: it has ended, or is about to."""
+        while self._orphans:
+            os.waitpid(self._orphans.pop(), 0)
+
     def cp_pid(self) -> int:
         children = pathlib.Path(f"/proc/{self.nucleus_pid()}/task/{self.nucleus_pid()}/children").read_text()
         programs = set(map(int, children.split())) & {
@@ -201,11 +217,17 @@ def make_bench(folder: pathlib.Path) -> Bench:
     return Bench(folder, name, environ)
 
 
+def _children() -> set[int]:
+    """Those of this thread (proc(5)), zombies among them."""
+    return set(map(int, pathlib.Path("/proc/thread-self/children").read_text().split()))
+
+
 def _kill(bench: Bench) -> None:
     """Whatever the test did: nothing of it survives."""
     for pid in bench.processes():
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    bench.bury()
     for process in bench.started:
         if process.poll() is None:
             process.kill()
@@ -229,11 +251,12 @@ def _remove_groups(system: str) -> None:
 
 def read_until(stream: Any, condition: Callable[[str], bool]) -> list[str]:
     """Lines of a pipe up to the first one that fits; the end of the stream is a failure."""
-    lines = []
-    for line in stream:
-        lines.append(line.rstrip("\n"))
-        if condition(lines[-1]):
-            return lines
+    lines: list[str] = []
+    with limited(LIMIT):
+        for line in stream:
+            lines.append(line.rstrip("\n"))
+            if condition(lines[-1]):
+                return lines
     pytest.fail(f"the stream ended with {lines[-5:]}")
 
 

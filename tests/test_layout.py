@@ -1,9 +1,11 @@
 """The folders, the links that make them one import namespace, and the wheel that is built from them."""
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Final
@@ -49,9 +51,20 @@ def test_nothing_of_ours_is_imported_under_a_bare_name() -> None:
     assert [name for name, file in files.items() if file and Path(file).is_relative_to(ROOT)] == []
 
 
+def has_backend() -> bool:
+    """Whether this environment has the setuptools that pyproject.toml requires of a build."""
+    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert [each.partition(">=")[0] for each in required] == ["setuptools"]
+    try:
+        found = importlib.metadata.version("setuptools")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return int(found.partition(".")[0]) >= int(required[0].partition(">=")[2])
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of a copy of the tree, for a build writes into its tree. pip fetches the build backend."""
+    """The wheel of a copy of the tree, for a build writes into its tree. pip fetches a backend if there is none."""
     folder = tmp_path_factory.mktemp("wheel")
     tree = folder / "tree"
     unwanted = shutil.ignore_patterns("__pycache__", "*.egg-info")
@@ -60,6 +73,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, tree / name)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    if has_backend():
+        command.append("--no-build-isolation")
     command += [f"--wheel-dir={folder}", str(tree)]
     built = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
     assert built.returncode == 0, built.stderr

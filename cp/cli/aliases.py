@@ -80,7 +80,7 @@ def indicate(ctx: click.Context, what: str, name: str | None) -> int:
     system = find_system(selection(ctx))
     from retinue.cp.cli.session import converse, request
     from retinue.cp.cli.storage import storage_lines, user_lines
-    from retinue.cp.cli.top import DELAY, head_line, machine_lines, only, samples
+    from retinue.cp.cli.top import DELAY, head_line, machine_lines, only, sample
 
     if meant[0] != "load":
         report = converse(partial(request, system, "storage"))
@@ -91,15 +91,14 @@ def indicate(ctx: click.Context, what: str, name: str | None) -> int:
             say(line)
         return OK
 
-    async def show() -> None:
+    def show(rates: Any) -> None:
         paint = Paint(colour_wanted(sys.stdout))
-        async for rates in samples(system, DELAY, 1):
-            shown: Any = only(rates, {name.upper()}) if name else rates
-            say(head_line(rates, paint))
-            for line in machine_lines(shown, paint=paint, room=width(sys.stdout)):
-                say(line)
+        shown = only(rates, {name.upper()}) if name else rates
+        say(head_line(rates, paint))
+        for line in machine_lines(shown, paint=paint, room=width(sys.stdout)):
+            say(line)
 
-    converse(show)
+    converse(partial(sample, system, DELAY, show, 1))
     return OK
 
 

@@ -40,7 +40,7 @@ SECTIONS: Final = {
         "upgrade": "steering",
     },
     "Try": {"campaign": "campaign"},
-    "Other": {"campaign": "campaign", "version": "about", "completion": "about"},
+    "Other": {"version": "about", "completion": "about"},
 }
 COMMANDS: Final = {name: module for commands in SECTIONS.values() for name, module in commands.items()}
 # Not in the help: names that operators of z/VM know, in whatever case they type them.

@@ -84,17 +84,17 @@ async def _top(system: "Running", names: set[str], edges: bool, delay: float, co
     if count is None:
         await live_loop(system, delay, lambda rates: shown(check(rates), paint=paint, room=room))
         return
-    async for rates in samples(system, delay, count):
+
+    def show(rates: Rates) -> None:
         checked = check(rates)
-        if as_json:
-            say(to_json(checked, indent=None))
-        else:
-            for line in shown(checked, paint=paint, room=room):
-                say(line)
+        for line in [to_json(checked, indent=None)] if as_json else shown(checked, paint=paint, room=room):
+            say(line)
+
+    await sample(system, delay, show, count)
 
 
-async def samples(system: "Running", delay: float, count: int | None = None) -> AsyncIterator[Rates]:
-    """Rates, one after ``delay`` seconds each; over the death of the control program."""
+async def sample(system: "Running", delay: float, show: Callable[[Rates], None], count: int | None = None) -> None:
+    """Show rates, one after ``delay`` seconds each; over the death of the control program."""
     import trio
 
     from retinue.cp.cli.session import request
@@ -107,7 +107,7 @@ async def samples(system: "Running", delay: float, count: int | None = None) -> 
         due = max(due + delay, trio.current_time())
         await trio.sleep_until(due)
         after = await request(system, "top", after=before["seq"])
-        yield rates(before, after)
+        show(rates(before, after))
         before, taken = after, taken + 1
 
 
@@ -129,14 +129,13 @@ async def live_loop(system: "Running", delay: float, shown: Callable[[Rates], Se
         vertical_overflow="ellipsis",
     ) as live:
 
-        async def draw() -> None:
-            async for rates in samples(system, delay):
-                # The lines are neutralised already; only escape sequences of our own are in them.
-                live.update(Text.from_ansi("\n".join(shown(rates)), no_wrap=True), refresh=True)
+        def draw(rates: Rates) -> None:
+            # The lines are neutralised already; only escape sequences of our own are in them.
+            live.update(Text.from_ansi("\n".join(shown(rates)), no_wrap=True), refresh=True)
 
         ended = False
         try:
-            await until_interrupted(draw)
+            await until_interrupted(partial(sample, system, delay, draw))
         except SystemGone:
             ended = True
     if ended:

@@ -1,6 +1,7 @@
 """``retinue check`` and ``retinue graph``: what a topology file says, without starting anything."""
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -87,20 +88,19 @@ def _live(ctx: click.Context, delay: float, count: int | None, as_json: bool) ->
     from retinue.cp.cli.picture import picture
     from retinue.cp.cli.session import converse
     from retinue.cp.cli.systems import find_system
-    from retinue.cp.cli.top import live_loop, samples
+    from retinue.cp.cli.top import live_loop, sample
 
     system = find_system(selection(ctx))
     paint, room = Paint(colour_wanted(sys.stdout)), width(sys.stdout)
 
-    async def show() -> None:
-        if is_terminal(sys.stdout) and count is None and not as_json:
-            await live_loop(system, delay, lambda rates: picture(rates, paint=paint, room=room))
-            return
-        async for rates in samples(system, delay, count or 1):
-            for line in [to_json(rates, indent=None)] if as_json else picture(rates, paint=paint, room=room):
-                say(line)
+    def show(rates: Any) -> None:
+        for line in [to_json(rates, indent=None)] if as_json else picture(rates, paint=paint, room=room):
+            say(line)
 
-    converse(show)
+    if is_terminal(sys.stdout) and count is None and not as_json:
+        converse(partial(live_loop, system, delay, partial(picture, paint=paint, room=room)))
+    else:
+        converse(partial(sample, system, delay, show, count or 1))
     return OK
 
 

@@ -35,7 +35,7 @@ EMPTY_SECONDS: Final = 2.0
 """How long processes that were killed may take to be gone at the end of the control program."""
 
 DYING_SECONDS: Final = 0.2
-"""How long groups of a dead system may be busy with processes that are not listed any more."""
+"""How long groups of a dead system may be busy: its processes die, and are not listed any more a moment later."""
 
 MOVE_TRIES: Final = 10
 
@@ -431,6 +431,7 @@ def _remove_dead(folder: str) -> None:
 
 
 def _remove_tree(folder: str) -> None:
+    """Who dies with the owner may still be seen in it, or be there unseen: that is a matter of milliseconds."""
     give_up = time.monotonic() + DYING_SECONDS
     for path in [*(entry.path for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)), folder]:
         with contextlib.suppress(OSError):
@@ -438,10 +439,12 @@ def _remove_tree(folder: str) -> None:
                 try:
                     os.rmdir(path)
                     break
-                except OSError:
-                    if _pids(path) or time.monotonic() >= give_up:
+                except FileNotFoundError:
+                    break  # another system that starts removes them as well
+                except OSError as error:
+                    if error.errno != errno.EBUSY or time.monotonic() >= give_up:
                         raise
-                    _wait_for_the_dead((), give_up)
+                    _wait_for_the_dead(_pids(path), give_up)
 
 
 def _family(inside: Iterable[int]) -> set[int]:

@@ -157,6 +157,10 @@ class Server:
         self.asleep = False
         self._changed = trio.lowlevel.ParkingLot()
 
+    @property
+    def rests(self) -> bool:
+        return self.asleep
+
     async def wait_ready(self, *, wait: bool) -> None:
         if not self.ready.is_set() and not wait:
             raise Rejected("not-ready", "B is not ready")

@@ -425,25 +425,29 @@ def check(found: dict[str, Any], count: int) -> None:
     assert found["open"] == 0
 
 
-def test_fifty_kills_in_a_flood() -> None:
+# Kills at random moments in between packets, beside those at every line above.
+SOME = 20
+
+
+def test_kills_in_a_flood() -> None:
     """Every record and every line, once and in order, after kill -9 of real processes."""
-    found = killed(50, 60_000, 1)
-    check(found, 60_000)
-    assert found["killed"] > 25
+    found = killed(SOME, 24_000, 1)
+    check(found, 24_000)
+    assert found["killed"] > SOME // 2
 
 
-def test_fifty_kills_in_a_flood_that_is_stored(tmp_path: pathlib.Path) -> None:
+def test_kills_in_a_flood_that_is_stored(tmp_path: pathlib.Path) -> None:
     """A batch whose answer died with the control program is offered again, and stored once."""
-    found = killed(50, 30_000, 2, tmp_path / "records.sqlite3")
-    check(found, 30_000)
+    found = killed(SOME, 12_000, 2, tmp_path / "records.sqlite3")
+    check(found, 12_000)
     assert found["unkept"] == 0
-    assert found["killed"] > 25
+    assert found["killed"] > SOME // 2
 
 
-def test_fifty_kills_in_a_flood_that_waits_on_the_disk(tmp_path: pathlib.Path) -> None:
+def test_kills_in_a_flood_that_waits_on_the_disk(tmp_path: pathlib.Path) -> None:
     """Most of it goes through files, which are found twice or half written, and is stored once and in order."""
-    found = killed(50, 50_000, 3, tmp_path / "records.sqlite3", tmp_path / "spill")
-    check(found, 50_000)
+    found = killed(SOME, 20_000, 3, tmp_path / "records.sqlite3", tmp_path / "spill")
+    check(found, 20_000)
     assert (found["unkept"], found["left"]) == (0, 0)
-    assert found["killed"] > 10
+    assert found["killed"] > 4
     assert found["spilt"] > 3

@@ -5,11 +5,12 @@ import os
 import re
 import signal
 import socket
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import pytest
-from tests.systems import Bench, read_until, wait_for
+from tests.systems import Bench, open_bench, read_until, wait_for
 
 # Calls that are outstanding when a machine dies.
 HELD = 20
@@ -79,83 +80,6 @@ async def main(vm: Machine) -> None:
 """.replace("HELD", str(HELD))
 
 
-def write(bench: Bench, edge: str, web: str = WEB, shop: str = SHOP, more: str = "", system: str = "") -> None:
-    """SHOP, and WEB with the edge ``shop``."""
-    for name, source in (("web", web), ("shop", shop)):
-        (bench.folder / f"{name}.py").write_text(source)
-    bench.file.write_text(
-        f'[system]\nname = "{bench.name}"\n{system}'
-        f'[machines.SHOP]\nprogram = "shop"\n{more}'
-        f'[machines.WEB]\nprogram = "web"\nuses.shop = {{ to = "SHOP", {edge} }}\n'
-    )
-
-
-def said(bench: Bench, machine: str) -> list[dict[str, Any]]:
-    return bench.records(machine)
-
-
-def lines(bench: Bench, machine: str, start: str) -> list[str]:
-    """What the machine has said that begins so, without the beginning."""
-    texts = [record["message"] for record in said(bench, machine)]
-    return [text.removeprefix(start).strip() for text in texts if text.startswith(start)]
-
-
-def line(bench: Bench, machine: str, start: str) -> str:
-    """The one line that begins so; waits for it."""
-    wait_for(lambda: lines(bench, machine, start))
-    (found,) = lines(bench, machine, start)
-    return found
-
-
-def machine(bench: Bench, name: str) -> dict[str, Any]:
-    return bench.machine(name)
-
-
-def edge(bench: Bench, name: str = "shop") -> dict[str, Any]:
-    (found,) = [each for each in bench.ask("edges")["edges"] if each["name"] == name]
-    return dict(found)
-
-
-def kill(bench: Bench, name: str) -> None:
-    os.kill(machine(bench, name)["pid"], signal.SIGKILL)
-
-
-def wait_held(bench: Bench) -> None:
-    wait_for(lambda: len(lines(bench, "SHOP", "holding")) == HELD)
-
-
-def test_kept_path_outlives_its_target(bench: Bench) -> None:
-    """Every call is answered, those of before marked as redelivered; and the meters of both ends agree."""
-    write(bench, 'on_restart = "keep"')
-    bench.up()
-    wait_held(bench)
-    before = edge(bench)
-    assert (before["from"], before["to"], before["on_restart"], before["overflow"]) == ("WEB", "SHOP", "keep", "block")
-    assert (before["limit"], before["paths"]) == (64, 1)
-    web, shop = before["meters"]["from"], before["meters"]["to"]
-    assert (web["sent"], shop["received"]) == (7 + HELD, 7 + HELD)
-    assert (web["bytes_sent"], web["bytes_received"]) == (shop["bytes_received"], shop["bytes_sent"])
-    assert (web["outstanding"], web["high_water"], shop["outstanding"]) == (HELD, HELD, 0)
-    assert sum(web["latency"]) == 7
-
-    kill(bench, "SHOP")
-    assert json.loads(line(bench, "WEB", "answers")) == [[number, True] for number in range(HELD)]
-    assert line(bench, "WEB", "ends") == "[]"
-    assert line(bench, "WEB", "done") == ""
-    assert machine(bench, "SHOP")["generation"] == 2
-    assert machine(bench, "WEB")["generation"] == 1
-    after = edge(bench)
-    web, shop = after["meters"]["from"], after["meters"]["to"]
-    assert (web["sent"], web["redelivered"], web["outstanding"]) == (7 + HELD + 5, HELD, 0)
-    # The successor has received what the first one had not answered, and what came after.
-    assert shop["received"] == HELD + 5
-    assert sum(web["latency"]) == 7 + HELD + 5
-    assert after["paths"] == 1
-    table = bench.run("ps", "--edges").stdout.splitlines()
-    assert table[0].split()[:4] == ["FROM", "EDGE", "TO", "PATHS"]
-    assert table[1].split()[:5] == ["WEB", "shop", "SHOP", "1", str(7 + HELD + 5)]
-
-
 FAILING = """\
 from retinue.svm import Machine
 
@@ -182,92 +106,6 @@ async def main(vm: Machine) -> None:
         print("answer", exc.code, exc.text)
     await vm.stopping.wait()
 """
-
-
-@pytest.mark.parametrize(
-    ("on_restart", "answer"),
-    [("keep", "better now"), ("reconnect", "lost SHOP died: exit status 70: ValueError: no such luck")],
-)
-def test_exception_that_nobody_catches_is_a_death_like_another(bench: Bench, on_restart: str, answer: str) -> None:
-    """Its successor gets what it had not answered, or its users the cause."""
-    write(bench, f'on_restart = "{on_restart}"', BRAVE, FAILING)
-    bench.up()
-    assert line(bench, "WEB", "answer") == answer
-    wait_for(lambda: machine(bench, "SHOP")["generation"] == 2)
-
-
-def test_path_that_is_to_be_connected_again_ends_with_the_cause(bench: Bench) -> None:
-    """All its calls do; a new path leads to the successor."""
-    write(bench, 'on_restart = "reconnect"')
-    bench.up()
-    wait_held(bench)
-    kill(bench, "SHOP")
-    assert line(bench, "WEB", "answers") == "[]"
-    ends = json.loads(line(bench, "WEB", "ends"))
-    assert ends == [["lost", "SHOP died: killed by SIGKILL"]] * HELD
-    assert line(bench, "WEB", "done") == ""
-    assert machine(bench, "WEB")["generation"] == 1
-    assert edge(bench)["meters"]["to"]["received"] == 5
-
-
-def test_machine_dies_with_its_target_and_starts_after_it(bench: Bench) -> None:
-    """With on_restart = "restart", without a pause of its own, and its last end says why."""
-    write(bench, 'on_restart = "restart"', more='pause = "100ms"\n')
-    bench.up()
-
-    def stands(generation: int) -> bool:
-        web = machine(bench, "WEB")
-        return (web["generation"], web["state"]) == (generation, "READY")
-
-    def held(times: int) -> bool:
-        return len(lines(bench, "SHOP", "holding")) == HELD * times
-
-    for generation in 2, 3, 4:
-        wait_for(partial(held, generation - 1))
-        kill(bench, "SHOP")
-        wait_for(partial(stands, generation))
-        web = machine(bench, "WEB")
-        assert web["restarts"] == generation - 1
-        assert web["cause"] == 'SHOP died (killed by SIGKILL), and the edge shop says on_restart = "restart"'
-        assert machine(bench, "SHOP")["generation"] == generation
-    told = [record["fields"] for record in said(bench, "CP") if "event" in record["fields"]]
-    states = [(each["of"], each["generation"], each["event"]) for each in told]
-    for generation in 2, 3, 4:
-        assert states.index(("SHOP", generation, "READY")) < states.index(("WEB", generation, "READY"))
-
-
-def test_death_of_the_originator_is_told_to_the_target(bench: Bench) -> None:
-    """Its path ends with the cause, what was handled for it is cancelled, and its successor has a path of its own."""
-    shop = SHOP.replace(
-        "    await vm.serve(handle)\n",
-        "    await vm.ready()\n"
-        "    async with trio.open_nursery() as nursery:\n"
-        "        async for path in vm.listen():\n"
-        "            nursery.start_soon(path.serve, handle)\n"
-        "            nursery.start_soon(watch, path)\n",
-    )
-    write(bench, 'on_restart = "keep"', shop=shop)
-    bench.up()
-    wait_held(bench)
-    kill(bench, "WEB")
-    assert line(bench, "SHOP", "severed:") == "WEB lost WEB died: killed by SIGKILL"
-    wait_for(lambda: len(lines(bench, "SHOP", "let go of")) == HELD)
-    wait_for(lambda: len(lines(bench, "SHOP", "holding")) == 2 * HELD)
-    assert edge(bench)["paths"] == 1
-    assert machine(bench, "SHOP")["generation"] == 1
-
-
-def test_target_that_is_not_started_again(bench: Bench) -> None:
-    """Kept calls fail with the reason instead of waiting for ever, and so does the next connection."""
-    write(bench, 'on_restart = "keep"', more='restart = "never"\n')
-    bench.up()
-    wait_held(bench)
-    kill(bench, "SHOP")
-    ends = json.loads(line(bench, "WEB", "ends"))
-    assert ends == [["lost", "SHOP is BROKEN: killed by SIGKILL"]] * HELD
-    assert "SHOP is BROKEN: killed by SIGKILL" in line(bench, "WEB", "failed")
-    assert edge(bench)["meters"]["to"] is None
-
 
 STREAMING = """\
 import trio
@@ -301,15 +139,6 @@ async def main(vm: Machine) -> None:
             pass
 """
 
-
-def test_byte_stream_is_not_kept(bench: Bench) -> None:
-    """Nobody knows which bytes the dead machine had read."""
-    write(bench, 'on_restart = "keep"', STREAMING, SINK)
-    bench.up()
-    kill(bench, "SHOP")
-    assert "SHOP died: killed by SIGKILL" in line(bench, "WEB", "broken")
-
-
 FLOOD = """\
 import trio
 from retinue.svm import Machine
@@ -327,18 +156,230 @@ async def main(vm: Machine) -> None:
 """
 
 
-def test_dropped_messages_are_recorded_and_counted(bench: Bench) -> None:
+def write(bench: Bench, edge: str, web: str = WEB, shop: str = SHOP, more: str = "", system: str = "") -> None:
+    """SHOP, and WEB with the edge ``shop``."""
+    for name, source in (("web", web), ("shop", shop)):
+        (bench.folder / f"{name}.py").write_text(source)
+    bench.file.write_text(
+        f'[system]\nname = "{bench.name}"\n{system}'
+        f'[machines.SHOP]\nprogram = "shop"\n{more}'
+        f'[machines.WEB]\nprogram = "web"\nuses.shop = {{ to = "SHOP", {edge} }}\n'
+    )
+
+
+class Pair:
+    """WEB and SHOP of a test, in a system with those of other tests: there they have a number."""
+
+    def __init__(self, bench: Bench, word: str) -> None:
+        self.bench = bench
+        self._number = [*PAIRS].index(word)
+
+    def named(self, name: str) -> str:
+        return f"{name}{self._number}"
+
+    def machine(self, name: str) -> dict[str, Any]:
+        found = self.bench.machine(self.named(name))
+        return found | {"cause": self._plain(found["cause"] or "")}
+
+    def edge(self) -> dict[str, Any]:
+        (found,) = [each for each in self.bench.ask("edges")["edges"] if each["from"] == self.named("WEB")]
+        return dict(found)
+
+    def records(self, name: str) -> list[dict[str, Any]]:
+        found = self.bench.records(self.named(name))
+        return [each | {"message": self._plain(each["message"])} for each in found]
+
+    def _plain(self, text: str) -> str:
+        return text.replace(self.named("WEB"), "WEB").replace(self.named("SHOP"), "SHOP")
+
+
+# The edge of WEB, both programs, and what else there is about SHOP.
+ORIGIN = SHOP.replace(
+    "    await vm.serve(handle)\n",
+    "    await vm.ready()\n"
+    "    async with trio.open_nursery() as nursery:\n"
+    "        async for path in vm.listen():\n"
+    "            nursery.start_soon(path.serve, handle)\n"
+    "            nursery.start_soon(watch, path)\n",
+)
+PAIRS = {
+    "KEEP": ('on_restart = "keep"', WEB, SHOP, ""),
+    "RECONNECT": ('on_restart = "reconnect"', WEB, SHOP, ""),
+    "RESTART": ('on_restart = "restart"', WEB, SHOP, 'pause = "100ms"\n'),
+    "NEVER": ('on_restart = "keep"', WEB, SHOP, 'restart = "never"\n'),
+    "ORIGIN": ('on_restart = "keep"', WEB, ORIGIN, ""),
+    "FAILKEPT": ('on_restart = "keep"', BRAVE, FAILING, ""),
+    "FAILLOST": ('on_restart = "reconnect"', BRAVE, FAILING, ""),
+    "STREAM": ('on_restart = "keep"', STREAMING, SINK, ""),
+    "DROP": ('limit = 4, overflow = "drop-oldest"', FLOOD, SHOP, ""),
+}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Pair]]:
+    """``pairs(word)``: each test has its own two machines in one system."""
+    with open_bench(tmp_path_factory.mktemp("pairs")) as bench:
+        text = f'[system]\nname = "{bench.name}"\n'
+        for number, (edge, web, shop, more) in enumerate(PAIRS.values()):
+            for name, source in (("web", web), ("shop", shop)):
+                (bench.folder / f"{name}{number}.py").write_text(source)
+            text += (
+                f'[machines.SHOP{number}]\nprogram = "shop{number}"\n{more}'
+                f'[machines.WEB{number}]\nprogram = "web{number}"\n'
+                f'uses.shop = {{ to = "SHOP{number}", {edge} }}\n'
+            )
+        bench.file.write_text(text)
+        bench.up()
+        yield partial(Pair, bench)
+
+
+def lines(bench: Bench | Pair, machine: str, start: str) -> list[str]:
+    """What the machine has said that begins so, without the beginning."""
+    texts = [record["message"] for record in bench.records(machine)]
+    return [text.removeprefix(start).strip() for text in texts if text.startswith(start)]
+
+
+def line(bench: Bench | Pair, machine: str, start: str) -> str:
+    """The one line that begins so; waits for it."""
+    wait_for(lambda: lines(bench, machine, start))
+    (found,) = lines(bench, machine, start)
+    return found
+
+
+def kill(bench: Bench | Pair, name: str) -> None:
+    os.kill(bench.machine(name)["pid"], signal.SIGKILL)
+
+
+def wait_held(bench: Bench | Pair) -> None:
+    wait_for(lambda: len(lines(bench, "SHOP", "holding")) == HELD)
+
+
+def test_kept_path_outlives_its_target(pairs: Callable[[str], Pair]) -> None:
+    """Every call is answered, those of before marked as redelivered; and the meters of both ends agree."""
+    pair = pairs("KEEP")
+    wait_held(pair)
+    before = pair.edge()
+    assert (before["from"], before["to"]) == (pair.named("WEB"), pair.named("SHOP"))
+    assert (before["on_restart"], before["overflow"]) == ("keep", "block")
+    assert (before["limit"], before["paths"]) == (64, 1)
+    web, shop = before["meters"]["from"], before["meters"]["to"]
+    assert (web["sent"], shop["received"]) == (7 + HELD, 7 + HELD)
+    assert (web["bytes_sent"], web["bytes_received"]) == (shop["bytes_received"], shop["bytes_sent"])
+    assert (web["outstanding"], web["high_water"], shop["outstanding"]) == (HELD, HELD, 0)
+    assert sum(web["latency"]) == 7
+
+    kill(pair, "SHOP")
+    assert json.loads(line(pair, "WEB", "answers")) == [[number, True] for number in range(HELD)]
+    assert line(pair, "WEB", "ends") == "[]"
+    assert line(pair, "WEB", "done") == ""
+    assert pair.machine("SHOP")["generation"] == 2
+    assert pair.machine("WEB")["generation"] == 1
+    after = pair.edge()
+    web, shop = after["meters"]["from"], after["meters"]["to"]
+    assert (web["sent"], web["redelivered"], web["outstanding"]) == (7 + HELD + 5, HELD, 0)
+    # The successor has received what the first one had not answered, and what came after.
+    assert shop["received"] == HELD + 5
+    assert sum(web["latency"]) == 7 + HELD + 5
+    assert after["paths"] == 1
+    table = pair.bench.run("ps", "--edges").stdout.splitlines()
+    assert table[0].split()[:4] == ["FROM", "EDGE", "TO", "PATHS"]
+    (row,) = [words for words in map(str.split, table) if words[0] == pair.named("WEB")]
+    assert row[:5] == [pair.named("WEB"), "shop", pair.named("SHOP"), "1", str(7 + HELD + 5)]
+
+
+@pytest.mark.parametrize(
+    ("word", "answer"),
+    [("FAILKEPT", "better now"), ("FAILLOST", "lost SHOP died: exit status 70: ValueError: no such luck")],
+)
+def test_exception_that_nobody_catches_is_a_death_like_another(
+    pairs: Callable[[str], Pair], word: str, answer: str
+) -> None:
+    """Its successor gets what it had not answered, or its users the cause."""
+    pair = pairs(word)
+    assert line(pair, "WEB", "answer") == answer
+    wait_for(lambda: pair.machine("SHOP")["generation"] == 2)
+
+
+def test_path_that_is_to_be_connected_again_ends_with_the_cause(pairs: Callable[[str], Pair]) -> None:
+    """All its calls do; a new path leads to the successor."""
+    pair = pairs("RECONNECT")
+    wait_held(pair)
+    kill(pair, "SHOP")
+    assert line(pair, "WEB", "answers") == "[]"
+    ends = json.loads(line(pair, "WEB", "ends"))
+    assert ends == [["lost", "SHOP died: killed by SIGKILL"]] * HELD
+    assert line(pair, "WEB", "done") == ""
+    assert pair.machine("WEB")["generation"] == 1
+    assert pair.edge()["meters"]["to"]["received"] == 5
+
+
+def test_machine_dies_with_its_target_and_starts_after_it(pairs: Callable[[str], Pair]) -> None:
+    """With on_restart = "restart", without a pause of its own, and its last end says why."""
+    pair = pairs("RESTART")
+
+    def stands(generation: int) -> bool:
+        web = pair.machine("WEB")
+        return (web["generation"], web["state"]) == (generation, "READY")
+
+    def held(times: int) -> bool:
+        return len(lines(pair, "SHOP", "holding")) == HELD * times
+
+    for generation in 2, 3, 4:
+        wait_for(partial(held, generation - 1))
+        kill(pair, "SHOP")
+        wait_for(partial(stands, generation))
+        line_of_web = pair.machine("WEB")
+        assert line_of_web["restarts"] == generation - 1
+        assert line_of_web["cause"] == 'SHOP died (killed by SIGKILL), and the edge shop says on_restart = "restart"'
+        assert pair.machine("SHOP")["generation"] == generation
+    told = [record["fields"] for record in pair.bench.records("CP") if "event" in record["fields"]]
+    states = [(each["of"], each["generation"], each["event"]) for each in told]
+    shop, web = pair.named("SHOP"), pair.named("WEB")
+    for generation in 2, 3, 4:
+        assert states.index((shop, generation, "READY")) < states.index((web, generation, "READY"))
+
+
+def test_death_of_the_originator_is_told_to_the_target(pairs: Callable[[str], Pair]) -> None:
+    """Its path ends with the cause, what was handled for it is cancelled, and its successor has a path of its own."""
+    pair = pairs("ORIGIN")
+    wait_held(pair)
+    kill(pair, "WEB")
+    assert line(pair, "SHOP", "severed:") == "WEB lost WEB died: killed by SIGKILL"
+    wait_for(lambda: len(lines(pair, "SHOP", "let go of")) == HELD)
+    wait_for(lambda: len(lines(pair, "SHOP", "holding")) == 2 * HELD)
+    assert pair.edge()["paths"] == 1
+    assert pair.machine("SHOP")["generation"] == 1
+
+
+def test_target_that_is_not_started_again(pairs: Callable[[str], Pair]) -> None:
+    """Kept calls fail with the reason instead of waiting for ever, and so does the next connection."""
+    pair = pairs("NEVER")
+    wait_held(pair)
+    kill(pair, "SHOP")
+    ends = json.loads(line(pair, "WEB", "ends"))
+    assert ends == [["lost", "SHOP is BROKEN: killed by SIGKILL"]] * HELD
+    assert "SHOP is BROKEN: killed by SIGKILL" in line(pair, "WEB", "failed")
+    assert pair.edge()["meters"]["to"] is None
+
+
+def test_byte_stream_is_not_kept(pairs: Callable[[str], Pair]) -> None:
+    """Nobody knows which bytes the dead machine had read."""
+    pair = pairs("STREAM")
+    kill(pair, "SHOP")
+    assert "SHOP died: killed by SIGKILL" in line(pair, "WEB", "broken")
+
+
+def test_dropped_messages_are_recorded_and_counted(pairs: Callable[[str], Pair]) -> None:
     """At once and then once a second, with the exact number; the meter says the same."""
-    write(bench, 'limit = 4, overflow = "drop-oldest"', FLOOD)
-    bench.up()
-    assert line(bench, "WEB", "sent") == ""
+    pair = pairs("DROP")
+    assert line(pair, "WEB", "sent") == ""
 
     def told() -> list[dict[str, Any]]:
-        return [record for record in said(bench, "WEB") if record["fields"].get("policy") == "drop-oldest"]
+        return [record for record in pair.records("WEB") if record["fields"].get("policy") == "drop-oldest"]
 
-    wait_for(lambda: sum(record["fields"]["count"] for record in told()) == edge(bench)["meters"]["from"]["dropped"])
+    wait_for(lambda: sum(record["fields"]["count"] for record in told()) == pair.edge()["meters"]["from"]["dropped"])
     records = told()
-    meters = edge(bench)["meters"]
+    meters = pair.edge()["meters"]
     assert records[0]["fields"] == {"edge": "shop", "count": 1, "policy": "drop-oldest"}
     assert 2 <= len(records) <= 4
     assert {record["severity"] for record in records} == {4}
@@ -423,8 +464,8 @@ def test_requests_of_a_dead_application(bench: Bench) -> None:
     assert not answers["begun"].endswith(b"0\r\n\r\n")
     assert answers["body"].startswith(b"HTTP/1.1 502 ")
     assert answer(ask(port, f"GET / HTTP/1.1\n{head}\n")).endswith(b"\r\n\r\nagain 0")
-    assert machine(bench, "APP")["generation"] == 2
-    assert machine(bench, "HTTPD")["generation"] == 1
+    assert bench.machine("APP")["generation"] == 2
+    assert bench.machine("HTTPD")["generation"] == 1
 
 
 HOSTILE = """\
@@ -485,7 +526,7 @@ def test_forged_asks_for_paths_hurt_nobody(bench: Bench) -> None:
     assert line(bench, "HOSTILE", "codes") == "[('lost', 1980), ('violation', 20)]"
     wait_for(lambda: len(lines(bench, "HOSTILE", "malformed")) == 3)
     assert set(lines(bench, "HOSTILE", "malformed")) == {"{'unknown-verb': 1}"}
-    assert {machine(bench, name)["generation"] for name in ("WEB", "SHOP", "HOSTILE")} == {1}
+    assert {bench.machine(name)["generation"] for name in ("WEB", "SHOP", "HOSTILE")} == {1}
     meters = json.loads(bench.run("ps", "--edges", "--json").stdout)["edges"][0]["meters"]
     assert meters["from"]["redelivered"] == 0
     process = bench.start("logs", "-f", "-n", "all")
@@ -522,9 +563,9 @@ def test_system_goes_down_while_paths_wait_for_a_successor(bench: Bench) -> None
     bench.up()
     wait_for(lambda: lines(bench, "SHOP", "holding"))
     kill(bench, "SHOP")
-    wait_for(lambda: machine(bench, "SHOP")["generation"] == 2)
-    wait_for(lambda: edge(bench)["paths"] == 0)
-    assert edge(bench)["meters"]["from"]["outstanding"] == 1
+    wait_for(lambda: bench.machine("SHOP")["generation"] == 2)
+    wait_for(lambda: bench.ask("edges")["edges"][0]["paths"] == 0)
+    assert bench.ask("edges")["edges"][0]["meters"]["from"]["outstanding"] == 1
     down = bench.run("down")
     assert down.returncode == 0
     assert "force" not in down.stderr

@@ -206,8 +206,8 @@ class Hostile:
                 return await self.attack_paths(edge, count)
             case ["attack", int(descriptor), int(count)]:
                 return await self.attack_descriptor(descriptor, count)
-            case ["flood", int(seconds)]:
-                return await self.flood(seconds)
+            case ["flood", int(bursts)]:
+                return await self.flood(bursts)
             case ["hold", str(edge)]:
                 return await self.hold(edge)
             case ["say", body]:
@@ -265,7 +265,7 @@ class Hostile:
                     break
             await trio.lowlevel.checkpoint()
 
-    async def flood(self, seconds: int) -> dict[str, int]:
+    async def flood(self, bursts: int) -> dict[str, int]:
         """Ask the control program for what there is and what there is not, as fast as it answers."""
         codes: Counter[str] = Counter()
 
@@ -286,11 +286,10 @@ class Hostile:
             ["rebind", {"path": 1, "stream": False, "wanted": True}],
             ["what", {}],
         )
-        with trio.move_on_after(seconds):
-            while True:
-                async with trio.open_nursery() as nursery:
-                    for number in range(BURST):
-                        nursery.start_soon(ask, bodies[number % len(bodies)])
+        for _ in range(bursts):
+            async with trio.open_nursery() as nursery:
+                for number in range(BURST):
+                    nursery.start_soon(ask, bodies[number % len(bodies)])
         return dict(codes)
 
     async def hold(self, edge: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from retinue.pipes.session import Session
 from retinue.pipes.states import Binding, State
 from retinue.pipes.wire import Frame, Kind
 
-EXAMPLES: Final = int(os.environ.get("RETINUE_EXAMPLES", "100"))
+EXAMPLES: Final = int(os.environ.get("RETINUE_EXAMPLES", "60"))
 
 # Too large for a packet: it travels in a memfd, here in a Slot.
 LARGE: Final = bytes(wire.MAX_PACKET)

@@ -111,7 +111,7 @@ queries = st.fixed_dictionaries(
     before=st.one_of(st.none(), st.integers(0, 35)),
     width=st.sampled_from([1, 3, 4096]),
 )
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_stored_records_are_found_as_those_in_memory(
     records: list[dict[str, Any]],
     asked: dict[str, Any],

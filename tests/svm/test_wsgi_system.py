@@ -1,7 +1,6 @@
 """A WSGI application in a real system, behind TCPIP and HTTPD."""
 
 import http.client
-import json
 import os
 import signal
 import threading
@@ -9,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from tests.systems import Bench, wait_for
+from tests.systems import Bench, open_bench, wait_for
 
 APP = '''\
 """An ordinary WSGI application, which any server would run."""
@@ -80,15 +79,17 @@ class Site:
             return response.status, response.read()
 
 
-@pytest.fixture
-def site(bench: Bench) -> Iterator[Site]:
-    (bench.folder / "shop.py").write_text(APP)
-    bench.file.write_text(TOPOLOGY.format(name=bench.name))
-    bench.up()
-    yield Site(bench)
-    down = bench.run("down")
-    assert down.returncode == 0, down.stderr
-    bench.assert_gone()
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One system for both tests, which leave it READY."""
+    with open_bench(tmp_path_factory.mktemp("site")) as bench:
+        (bench.folder / "shop.py").write_text(APP)
+        bench.file.write_text(TOPOLOGY.format(name=bench.name))
+        bench.up()
+        yield Site(bench)
+        down = bench.run("down")
+        assert down.returncode == 0, down.stderr
+        bench.assert_gone()
 
 
 def test_wsgi_application_serves_browsers(site: Site) -> None:
@@ -118,8 +119,6 @@ def test_wsgi_application_has_threads_and_survives_its_death(site: Site) -> None
         return found
 
     assert ask_many() == [200] * 12
-    listing = json.loads(site.bench.run("ps", "--json").stdout)
-    (pid,) = [machine["pid"] for machine in listing["machines"] if machine["name"] == "APP"]
-    os.kill(pid, signal.SIGKILL)
+    os.kill(site.bench.machine("APP")["pid"], signal.SIGKILL)
     wait_for(lambda: site.ask("/")[0] == 200)
     assert ask_many() == [200] * 12

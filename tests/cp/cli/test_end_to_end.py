@@ -6,7 +6,9 @@ import pathlib
 import pty
 import re
 import signal
+from collections.abc import Iterator
 from contextlib import suppress
+from typing import NamedTuple
 
 import pytest
 from tests.cp.cli.control import control_program, control_programs
@@ -15,13 +17,25 @@ from tests.systems import ASKER, CHATTY, FAILING, LIMIT, SERVER, STUBBORN, Bench
 from retinue.cp.cli import errors
 
 
+@pytest.fixture(scope="module", autouse=True)
+def hanging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """A system that is ended by force before the first test, while its control program hangs: that takes its time."""
+    with open_bench(tmp_path_factory.mktemp("hanging")) as bench:
+        bench.write(server=SERVER)
+        bench.up()
+        os.kill(control_program(bench), signal.SIGSTOP)
+        bench.start("down", "--force")
+        yield bench
+
+
 def test_a_system_comes_up_is_looked_at_and_goes_down(bench: Bench) -> None:
+    """By commands that are processes of their own, as users have them; most tests have them in their own process."""
     bench.write(asker=ASKER, server=SERVER)
-    done = bench.run("up", "-d", str(bench.file))
+    done = bench.run_apart("up", "-d", str(bench.file))
     assert (done.returncode, done.stdout) == (0, f"{bench.name} is READY: 2 machines\n")
     assert "ASKER is READY" in done.stderr
 
-    listing = json.loads(bench.run("ps", "--json").stdout)
+    listing = json.loads(bench.run_apart("ps", "--json").stdout)
     assert (listing["system"], listing["state"]) == (bench.name, "READY")
     for machine, name in zip(listing["machines"], ("ASKER", "SERVER"), strict=True):
         assert (machine["name"], machine["state"], machine["generation"]) == (name, "READY", 1)
@@ -39,7 +53,7 @@ def test_a_system_comes_up_is_looked_at_and_goes_down(bench: Bench) -> None:
     assert [record["seq"] for record in records] == sorted(record["seq"] for record in records)
     assert "the server says HELLO" in [record["message"] for record in records]
 
-    unknown = bench.run("logs", "ASKR")
+    unknown = bench.run_apart("logs", "ASKR")
     assert unknown.returncode == errors.USAGE
     assert unknown.stderr.startswith(f"retinue: {bench.name} has no machine ASKR; did you mean ASKER?\n  ")
 
@@ -48,12 +62,12 @@ def test_a_system_comes_up_is_looked_at_and_goes_down(bench: Bench) -> None:
     assert f"the system {bench.name} is already running (nucleus pid {bench.nucleus_pid()})" in again.stderr
     assert f"  stop it first: retinue down --system {bench.name}\n" in again.stderr
 
-    down = bench.run("down")
+    down = bench.run_apart("down")
     assert down.returncode == 0, down.stderr
     assert f"{bench.name} has stopped\n" in down.stderr
     bench.assert_gone()
 
-    nothing = bench.run("ps")
+    nothing = bench.run_apart("ps")
     assert nothing.returncode == errors.NO_SYSTEM
     assert "it was stopped in order" in nothing.stderr
 
@@ -101,7 +115,7 @@ def test_an_interrupt_during_the_start_stops_too(bench: Bench) -> None:
 @pytest.mark.parametrize("options", [["-d"], []])
 def test_a_machine_that_fails_to_start_is_told_with_its_last_lines(bench: Bench, options: list[str]) -> None:
     bench.write(failing=FAILING, server=SERVER)
-    done = bench.run("up", *options, str(bench.file))
+    done = bench.run_apart("up", *options, str(bench.file))
     assert done.returncode == errors.FAILED
     problem = done.stderr[done.stderr.index("retinue: ") :].splitlines()
     assert problem[0].startswith(f"retinue: {bench.name} did not start: FAILING: ")
@@ -182,56 +196,56 @@ def test_the_death_of_all_control_programs_is_told(bench: Bench, foreground: boo
     bench.assert_gone()
 
 
-def test_logs_follow_in_order_to_the_end(bench: Bench) -> None:
-    bench.write(chatty=CHATTY)
-    bench.up()
-    process = bench.start("logs", "CHATTY", "-f", "-n", "all", "--json")
-    lines = read_until(process.stdout, lambda line: '"number 499"' in line)
-    down = bench.start("down")
-    out, err = process.communicate(timeout=LIMIT)
-    down.communicate(timeout=LIMIT)
-    messages = [json.loads(line)["message"] for line in [*lines, *out.splitlines()]]
+class Reader(NamedTuple):
+    """A ``retinue logs --follow`` that has ended."""
+
+    lines: list[str]
+    status: int
+    errors: str
+
+
+@pytest.fixture(scope="module")
+def readers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Reader]]:
+    """Those of one system: who stays to its end, who leaves at once, and who is interrupted."""
+    with open_bench(tmp_path_factory.mktemp("readers")) as bench:
+        bench.write(chatty=CHATTY)
+        bench.up()
+        staying = bench.start("logs", "CHATTY", "-f", "-n", "all", "--json")
+        leaving, interrupted = (bench.start("logs", "-f", "-n", "all") for _ in range(2))
+        assert leaving.stdout is not None
+        leaving.stdout.readline()
+        leaving.stdout.close()
+        lines = {each: read_until(each.stdout, lambda line: "number 499" in line) for each in (staying, interrupted)}
+        interrupted.send_signal(signal.SIGINT)
+        interrupted.wait(LIMIT)
+        down = bench.start("down")  # it writes more, so that the absence of a reader is noticed
+        leaving.stdout = None
+        found = {}
+        for name, process in (("staying", staying), ("leaving", leaving), ("interrupted", interrupted)):
+            out, err = process.communicate(timeout=LIMIT)
+            found[name] = Reader([*lines.get(process, []), *(out or "").splitlines()], process.returncode, err)
+        down.communicate(timeout=LIMIT)
+        assert down.returncode == 0
+        bench.assert_gone()
+        yield found
+
+
+def test_logs_follow_in_order_to_the_end(readers: dict[str, Reader]) -> None:
+    reader = readers["staying"]
+    messages = [json.loads(line).get("message", line) for line in reader.lines]
+    assert [message for message in messages if message.startswith("{")] == []
     numbers = [message for message in messages if message.startswith("number")]
     assert numbers == [f"number {number}" for number in range(1000)]
-    assert (process.returncode, err) == (0, f"-- {bench.name} has ended --\n")
-    bench.assert_gone()
+    assert reader.status == 0
+    assert re.fullmatch(r"-- T[A-Z]{7} has ended --\n", reader.errors)
 
 
-def test_logs_for_a_reader_that_leaves_early(bench: Bench) -> None:
-    bench.write(chatty=CHATTY)
-    bench.up()
-    process = bench.start("logs", "-f", "-n", "all")
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.stdout.close()
-    assert bench.run("down").returncode == 0  # writes more, so that the reader's absence is noticed
-    process.stdout = None
-    _, err = process.communicate(timeout=LIMIT)
-    assert (process.returncode, err) == (errors.BROKEN_PIPE, "")
-    bench.assert_gone()
+def test_logs_for_a_reader_that_leaves_early(readers: dict[str, Reader]) -> None:
+    assert (readers["leaving"].status, readers["leaving"].errors) == (errors.BROKEN_PIPE, "")
 
 
-def test_an_interrupt_of_logs_is_quiet(bench: Bench) -> None:
-    bench.write(chatty=CHATTY)
-    bench.up()
-    process = bench.start("logs", "-f", "-n", "all")
-    read_until(process.stdout, lambda line: "number 499" in line)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=LIMIT)
-    assert (process.returncode, err.strip()) == (errors.INTERRUPTED, "")
-    assert bench.run("down").returncode == 0
-    bench.assert_gone()
-
-
-def test_down_by_force_ends_a_control_program_that_hangs(bench: Bench) -> None:
-    bench.write(server=SERVER)
-    bench.up()
-    os.kill(control_program(bench), signal.SIGSTOP)
-    done = bench.run("down", "--force")
-    assert done.returncode == 0, done.stderr
-    assert "its control program does not answer; the nucleus" in done.stderr
-    wait_for(lambda: not bench.processes())
-    bench.assert_gone()
+def test_an_interrupt_of_logs_is_quiet(readers: dict[str, Reader]) -> None:
+    assert (readers["interrupted"].status, readers["interrupted"].errors.strip()) == (errors.INTERRUPTED, "")
 
 
 def test_down_by_force_of_a_healthy_system(bench: Bench) -> None:
@@ -308,3 +322,12 @@ def _read_terminal(descriptor: int, until: bytes) -> str:
         except OSError:  # EIO: the other side is closed
             pytest.fail(f"the terminal ended with {data[-300:]!r}")
     return data.decode()
+
+
+def test_down_by_force_ends_a_control_program_that_hangs(hanging: Bench) -> None:
+    (down,) = hanging.started
+    _, err = down.communicate(timeout=LIMIT)
+    assert down.returncode == 0, err
+    assert "its control program does not answer; the nucleus" in err
+    wait_for(lambda: not hanging.processes())
+    hanging.assert_gone()

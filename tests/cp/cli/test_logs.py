@@ -153,6 +153,7 @@ def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def up_with(bench: Bench, *, kept: bool) -> None:
     bench.write(shop=SHOP, watch=WATCH)
     text = bench.file.read_text() + 'uses.log = "*LOG"\n'  # the last one is WATCH
+    text = text.replace('program = "shop"', 'program = "shop"\nlog.policy = "block"')  # not one record is lost
     if kept:
         text = text.replace("\n[machines", '\nsyslog = "SYSLOG"\n[machines', 1)
         text += '[machines.SYSLOG]\nprogram = "retinue.services.syslog"\ndisks.a = {}\n'

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,10 @@ class Running:
         self.runtime = folder / "runtime"
         self.state = folder / "state"
         self.cp_pid = 0
+        self._generations: dict[str, int] = {}
+        self._born: set[tuple[str, int]] = set()
+        self._ended: set[tuple[str, int]] = set()
+        self._kept: dict[str, dict[str, Any]] = {}
         self._answers: dict[int, dict[str, Any]] = {}
         self._news: list[dict[str, Any]] = []
         self._orders = 0
@@ -116,6 +120,8 @@ class Running:
     def post(self, do: str, descriptors: tuple[int, ...] = (), **arguments: Any) -> int:
         """Have the CP do something, without waiting for it."""
         self._orders += 1
+        if do == "keep":
+            self._kept[arguments["key"]] = {"count": arguments["count"]} if "count" in arguments else {}
         self.console.post({"id": self._orders, "do": do, **arguments}, [os.dup(one) for one in descriptors])
         return self._orders
 
@@ -127,6 +133,8 @@ class Running:
             self._answers[message["id"]] = message
         else:
             self._news.append(message)
+            if "exit" in message:
+                self._ended.add((message["exit"]["machine"], message["exit"]["generation"]))
 
     async def news(self, kind: str) -> Any:
         """The next ``"exit"`` (of a machine) or ``"event"`` (of the host)."""
@@ -137,8 +145,12 @@ class Running:
                     return message[kind] if kind == "exit" else message
             await self._hear()
 
-    async def spawn(self, machine: str = "ONE", *, generation: int = 1, ping: bool = True, **birth: Any) -> Machine:
-        """A machine that waits for calls, sealed unless ``ping`` is false: then its boot may not have begun."""
+    async def spawn(self, machine: str = "ONE", *, generation: int = 0, ping: bool = True, **birth: Any) -> Machine:
+        """A machine that waits for calls, sealed unless ``ping`` is false: then its boot may not have begun.
+
+        It is the next generation of its name unless one is given.
+        """
+        generation = generation or self._generations.get(machine, 0) + 1
         ours, control = link_pair()
         our_log, log = link_pair()
         made = Machine(machine, generation, trio.socket.from_stdlib_socket(ours), our_log)
@@ -152,9 +164,27 @@ class Running:
                 birth={"machine": machine, "generation": generation, **defaults, **birth},
             )
         made.pid, made.seal = answer["pid"], answer["seal"]
+        self._born.add((machine, generation))
+        self._generations[machine] = generation
         if ping:
             await made.call("os:getpid")
         return made
+
+    async def clear(self) -> None:
+        """End the machines of a test, drop what it kept: the next one finds the system as if it were its own."""
+        for name, generation in self._born - self._ended:
+            await self.order("signal", machine=name, generation=generation, number=signal.SIGKILL)
+        while self._born - self._ended:
+            await self._hear()
+        for name, generation in self._born | self._ended:
+            await self.order("buried", machine=name, generation=generation)
+        for key, count in self._kept.items():
+            await self.order("drop", key=key, **count)
+        for gone in (self._born, self._ended, self._kept, self._news):
+            gone.clear()
+        for one in self._sockets:
+            one.close()
+        self._sockets.clear()
 
     def end_text(self) -> dict[str, Any]:
         """What the nucleus wrote when the system ended."""
@@ -216,40 +246,106 @@ class Running:
 Start = Callable[..., Awaitable[Running]]
 
 
-@pytest.fixture
-async def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
-    """``await start(...)`` starts a system; keywords as for launch()."""
-    monkeypatch.syspath_prepend(PROGRAMS)
-    running: list[Running] = []
-
-    async def begin(*, wait: bool = True, folder: Path = tmp_path, **keywords: Any) -> Running:
-        name = f"T-{uuid.uuid4().hex[:12]}"
-        for needed in (folder / "runtime", folder / "state"):
-            needed.mkdir(exist_ok=True)
-        ours, console = link_pair()
-        wanted = {"cp_entry": "tiny_cp:main", "boot_entry": "tiny_boot:boot", "network": False, **keywords}
-        with console, (folder / "state" / "nucleus.log").open("ab") as log:
-            nucleus = launch(
-                system=name,
-                topology=str(folder / "no.toml"),
-                runtime=str(folder / "runtime"),
-                state=str(folder / "state"),
-                console=console,
-                stderr_file=log,
-                **wanted,
-            )
-        system = Running(name, nucleus, Link(ours), folder)
-        running.append(system)
-        if wait:
+async def begin(folder: Path, *, wait: bool = True, **keywords: Any) -> Running:
+    """Start a system in a folder; keywords as for launch()."""
+    name = f"T-{uuid.uuid4().hex[:12]}"
+    for needed in (folder / "runtime", folder / "state"):
+        needed.mkdir(exist_ok=True)
+    ours, console = link_pair()
+    wanted = {"cp_entry": "tiny_cp:main", "boot_entry": "tiny_boot:boot", "network": False, **keywords}
+    with (
+        console,
+        (folder / "state" / "nucleus.log").open("ab") as log,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.syspath_prepend(PROGRAMS)
+        nucleus = launch(
+            system=name,
+            topology=str(folder / "no.toml"),
+            runtime=str(folder / "runtime"),
+            state=str(folder / "state"),
+            console=console,
+            stderr_file=log,
+            **wanted,
+        )
+    system = Running(name, nucleus, Link(ours), folder)
+    if wait:
+        try:
             with trio.fail_after(PATIENCE):
                 await system.started()
-        return system
+        except BaseException:
+            await leave(system)
+            raise
+    return system
 
-    yield begin
+
+async def leave(system: Running) -> None:
+    """Nothing is left of it but what it said."""
+    await system.close()
+    if system.log_text():
+        print(system.log_text(), file=sys.stderr)
+
+
+@pytest.fixture
+async def start(tmp_path: Path) -> AsyncIterator[Start]:
+    """``await start(...)`` starts a system of this test; keywords as for launch()."""
+    running: list[Running] = []
+
+    async def started(*, folder: Path = tmp_path, **keywords: Any) -> Running:
+        running.append(await begin(folder, **keywords))
+        return running[-1]
+
+    yield started
     for system in running:
-        await system.close()
-        if system.log_text():
-            print(system.log_text(), file=sys.stderr)
+        await leave(system)
+
+
+class Shared:
+    """Systems that the tests of a module use one after the other. A test that ends one has its own."""
+
+    def __init__(self, folders: pytest.TempPathFactory) -> None:
+        self.folder = folders.mktemp("shared")
+        self._running: dict[str, Running] = {}
+
+    async def find(self, name: str = "", **keywords: Any) -> Running:
+        """The one of this name, which is started for who asks first; keywords as for launch()."""
+        if name in self._running and self._running[name].nucleus.poll() is not None:
+            await leave(self._running.pop(name))
+        if name not in self._running:
+            folder = self.folder / (name or "any")
+            folder.mkdir(exist_ok=True)
+            self._running[name] = await begin(folder, **keywords)
+        return self._running[name]
+
+    async def clear(self) -> None:
+        """Nothing of a test is left in them."""
+        for system in self._running.values():
+            if system.nucleus.poll() is None:
+                await system.clear()
+
+    async def close(self) -> None:
+        """None of them is left, nor what only a system that ends in order takes along: its control groups."""
+        for system in self._running.values():
+            if system.nucleus.poll() is None:
+                with trio.move_on_after(PATIENCE), contextlib.suppress(OSError):
+                    await system.end()
+            await leave(system)
+
+
+@pytest.fixture(scope="module")
+def shared_systems(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """Those of a module."""
+    made = Shared(tmp_path_factory)
+    yield made
+    trio.run(made.close)
+
+
+@pytest.fixture
+async def shared(shared_systems: Shared) -> AsyncIterator[Shared]:
+    """Systems that the tests of a module have in common. Machines are of one test only."""
+    yield shared_systems
+    with trio.fail_after(PATIENCE):
+        await shared_systems.clear()
 
 
 def killed(status: int) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import trio
-from tests.cp.host.driving import PATIENCE, PROGRAMS, Start, killed
+from tests.cp.host.driving import PATIENCE, PROGRAMS, Running, Shared, Start, killed
 
 from retinue.cp.host import cgroups, controllers, kernel_files
 from retinue.cp.host.cgroups import Group, Groups
@@ -433,14 +433,19 @@ def test_what_root_has_given_away_works_without_privilege(tmp_path: pathlib.Path
                 os.rmdir(folder)
 
 
+async def grouped(shared: Shared) -> Running:
+    """The system that tests share, with groups as a real one."""
+    return await shared.find("groups", cp_entry="tiny_cp:main_with_groups")
+
+
 # -- machines -----------------------------------------------------------------------------------------------------
 
 
 @needs_memory
 @pytest.mark.parametrize("kind", ["private", "shared", "memfd"])
-async def test_a_machine_out_of_storage_ends_alone(start: Start, kind: str) -> None:
+async def test_a_machine_out_of_storage_ends_alone(shared: Shared, kind: str) -> None:
     """Either it is refused by a resource limit, and lives, or the kernel kills it and its exit says so."""
-    system = await start(cp_entry="tiny_cp:main_with_groups")
+    system = await grouped(shared)
     with trio.fail_after(PATIENCE):
         neighbour = await system.spawn("NEXT", storage=64 * MIB)
         machine = await system.spawn("BOMB", storage=64 * MIB)
@@ -457,8 +462,7 @@ async def test_a_machine_out_of_storage_ends_alone(start: Start, kind: str) -> N
         assert killed(ended["status"]) is not bool(answer)
         assert 1 * MIB < ended["peak_storage"] <= 64 * MIB
         assert isinstance(await neighbour.call("os:getpid"), int)
-        assert 0 < await system.order("usage", machine="NEXT", generation=1) < 64 * MIB
-        await system.end()
+        assert 0 < await system.order("usage", machine="NEXT", generation=neighbour.generation) < 64 * MIB
 
 
 @needs_any
@@ -546,15 +550,15 @@ def test_a_later_control_program_is_born_in_the_core_and_takes_over_from_there(t
 
 @needs_memory
 @needs_cpu
-async def test_limits_change_in_place(start: Start) -> None:
-    system = await start(cp_entry="tiny_cp:main_with_groups")
+async def test_limits_change_in_place(shared: Shared) -> None:
+    system = await grouped(shared)
 
     async def change(**limits: object) -> str:
-        return str(await system.order("set_limits", machine="ONE", generation=1, limits=limits))
+        return str(await system.order("set_limits", machine="CHANGED", generation=1, limits=limits))
 
     with trio.fail_after(PATIENCE):
-        machine = await system.spawn("ONE", storage=256 * MIB, share=100, code=[PROGRAMS])
-        folders = {name: pathlib.Path(path, "ONE.1") for name, path in system_folders(system.name).items()}
+        machine = await system.spawn("CHANGED", storage=256 * MIB, share=100, code=[PROGRAMS])
+        folders = {name: pathlib.Path(path, "CHANGED.1") for name, path in system_folders(system.name).items()}
 
         assert await change(share=250, cpu=0.5) == ""
         if present["cpu"].version == 1:
@@ -577,12 +581,11 @@ async def test_limits_change_in_place(start: Start) -> None:
         why = await change(storage=512 * MIB)
         assert not why or "CAP_SYS_RESOURCE" in why
         assert await machine.call("inside:allocate", 400 * MIB) == ("MemoryError" if why else f"has {400 * MIB}")
-        assert await system.order("set_limits", machine="ONE", generation=9, limits={}) == "it does not run"
-        await system.end()
+        assert await system.order("set_limits", machine="CHANGED", generation=9, limits={}) == "it does not run"
 
 
-async def test_storage_changes_in_place_without_groups(start: Start) -> None:
-    system = await start()
+async def test_storage_changes_in_place_without_groups(shared: Shared) -> None:
+    system = await shared.find()
     with trio.fail_after(PATIENCE):
         machine = await system.spawn("ONE", storage=256 * MIB, code=[PROGRAMS])
         order: dict[str, Any] = {"machine": "ONE", "generation": 1}
@@ -592,14 +595,12 @@ async def test_storage_changes_in_place_without_groups(start: Start) -> None:
         assert soft == hard == 128 * MIB
         assert await system.order("set_limits", **order, limits={"share": 50, "largest_share": 100}) == ""
         assert await system.order("set_limits", **order, limits={"share": 200, "largest_share": 100}) != ""
-        await system.end()
 
 
-async def test_without_groups_the_report_says_what_is_missing(start: Start) -> None:
-    system = await start()
+async def test_without_groups_the_report_says_what_is_missing(shared: Shared) -> None:
+    system = await shared.find()
     with trio.fail_after(PATIENCE):
         report = {limit["limit"]: limit for limit in await system.order("limits")}
-        await system.end()
     assert list(report) == ["storage", "share", "cpu", "tasks", "disk", "temporary disk"]
     assert not report["storage"]["enforced"]
     assert "watched" in report["storage"]["mechanism"]
