@@ -98,7 +98,7 @@ async def test_program_goes_on_under_the_next_control_program(run: pathlib.Path)
         await it.said("waiting")
         for _ in range(3):
             async with it.next_control_program() as control:
-                assert await control.call(["meters", {}]) == {"uses": {}, "serves": {}}
+                assert await control.call(["meters", {}]) == {"uses": {}, "serves": {}, "engaged": 0, "streams": 0}
         async with it.next_control_program():
             await it.stop()
             assert await it.ended() == 5

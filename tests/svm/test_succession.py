@@ -121,6 +121,8 @@ async def test_what_the_old_one_asked_is_answered_to_nobody(program: Program) ->
                 assert await second.call("meters") == {
                     "uses": {"stock": (await second.call("meters"))["uses"]["stock"]},
                     "serves": {},
+                    "engaged": 0,
+                    "streams": 0,
                 }
             await second.call("stop")
             await life.ended.wait()
