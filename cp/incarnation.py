@@ -4,7 +4,6 @@ What becomes of the machine afterwards is the business of its :mod:`~retinue.cp.
 """
 
 import contextlib
-import os
 import signal
 import socket
 import traceback
@@ -21,6 +20,7 @@ from retinue.cp.directory import MachineEntry
 from retinue.cp.errors import Misfit
 from retinue.cp.host.errors import SpawnFailed
 from retinue.cp.host.interface import Exit, Kept
+from retinue.cp.lending import Lending, hand_over
 from retinue.cp.pulse import Pulse
 from retinue.cp.syslog import CRITICAL, NOTICE
 from retinue.pipes import (
@@ -93,6 +93,7 @@ class Incarnation:
         self._trouble: Trouble | None = None
         self._adopted: tuple[socket.socket, socket.socket] | None = None
         self._begun = False  # its program runs, and may have paths
+        self._lending = Lending(entry.name)
         self.pulse = Pulse(self, cp.host, cp.syslog, lambda: self._exited)
 
     @classmethod
@@ -378,11 +379,11 @@ class Incarnation:
                 descriptor = await self._cp.switchboard.rebind(
                     self.name, self.generation, ident, stream=stream, wanted=wanted
                 )
-                return await self._hand_over(message, None, descriptor)
+                return await hand_over(message, None, descriptor)
             case ["segment", {"name": str(name), "size": int(size), "keep": bool(keep), **more}] if not more:
-                return await self._hand_over(message, None, await self._cp.segments.grant(self, name, size, keep=keep))
+                return await self._lending.lend(message, await self._cp.segments.grant(self, name, size, keep=keep))
             case ["socket", {"address": str(address), "kind": str(kind), **more}] if not more:
-                return await self._hand_over(message, None, await self._cp.host_sockets.connect(self, address, kind))
+                return await self._lending.lend(message, await self._cp.host_sockets.connect(self, address, kind))
         raise Rejected("unknown-verb", "the control program knows ready, connect, rebind, segment and socket")
 
     def _failed(self, message: Message, exc: Exception) -> None:
@@ -397,15 +398,7 @@ class Incarnation:
             self._cp.offences.tell(self.name, "edge", f"{self.name} asked for an edge it has not: {name[:64]!r}")
             raise AccessDenied(f"{self.name} has no edge {name[:64]!r}")
         made = await self._cp.switchboard.connect(self.name, self.generation, edge, wait=wait, instance=instance)
-        await self._hand_over(message, {"path": made.ident, "instances": made.instances}, made.descriptor)
-
-    async def _hand_over(self, message: Message, body: Any, descriptor: int) -> None:
-        try:
-            await message.reply(body, descriptors=(descriptor,))
-        except OSError as exc:
-            raise Rejected("exhausted", f"the control program cannot hand over a path: {exc.strerror}") from exc
-        finally:
-            os.close(descriptor)
+        await hand_over(message, {"path": made.ident, "instances": made.instances}, made.descriptor)
 
     async def offer(self, circuit: Circuit, descriptor: int) -> None:
         """Hand it its end of a path; see :class:`~retinue.cp.switchboard.Target`."""

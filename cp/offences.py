@@ -46,8 +46,12 @@ class Offences:
     def tell_violation(self, machine: str, path: Path) -> None:
         """Tell of a path that has ended, if it has because the machine at its other end broke the protocol."""
         if (rule := path.broken_rule) is not None:
-            text = f"the path {path.name} was severed: {machine} broke the protocol: {rule}"
-            self.tell(machine, path.name, text, rule=rule)
+            self.tell_rule(machine, path.name, rule)
+
+    def tell_rule(self, machine: str, path: str, rule: str) -> None:
+        """Tell of a path of this name that was severed because the machine broke a rule."""
+        text = f"the path {path} was severed: {machine} broke the protocol: {rule}"
+        self.tell(machine, path, text, rule=rule)
 
     async def _tell_more(self, machine: str, kind: str, known: _Kind) -> None:
         try:

@@ -91,7 +91,7 @@ class ControlProgram:
         self.stopping = False
         self.syslog = Syslog(secrets, journal, LogPolicies(topology), state_folder / "spill")
         self.offences = Offences(self.syslog, nursery)
-        self.host_sockets = HostSockets(self.offences, nursery)
+        self.host_sockets = HostSockets(self.offences, self.syslog, nursery)
         self.certificates = Certificates(state_folder, self.syslog, self.name, secrets)
         self.lives = {name: Life(entry, self) for name, entry in topology.entries.items()}
         self.supervision = Supervision(self)

@@ -9,7 +9,7 @@ import trio
 from retinue.pipes import Path, Rejected, SocketTransport, tracing, wire
 from retinue.svm.errors import BadDestination, OutsideFailed
 
-# Messages on their way to the control program.
+# Messages on their way to the control program, which takes fewer.
 LIMIT: Final = 64
 # Bytes of an address: what the system has room for (unix(7)), without the byte that ends it or makes it abstract.
 MAX_ADDRESS: Final = 107
@@ -51,7 +51,7 @@ async def _ask(control: Path, address: str, kind: str) -> socket.socket:
         with tracing(None):
             reply = await control.call_reply(["socket", {"address": address, "kind": kind}])
     except Rejected as exc:
-        if exc.code == "unreachable":
+        if exc.code in ("unreachable", "timeout"):
             raise OutsideFailed(exc.code, exc.text, _number(exc.detail)) from None
         if exc.code == "bad-address":
             raise BadDestination(exc.text) from None

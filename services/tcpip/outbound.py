@@ -16,7 +16,7 @@ from typing import Any, Final, NoReturn
 import attrs
 import trio
 
-from retinue.pipes import Path, PathError, Rejected
+from retinue.pipes import AccessDenied, Path, PathError, Rejected
 from retinue.pipes.message import close_all
 from retinue.services.tcpip.config import Config
 from retinue.services.tcpip.datagrams import DatagramRelay
@@ -30,7 +30,7 @@ from retinue.services.tcpip.destination import (
 )
 from retinue.services.tcpip.dialling import connect_tcp, connect_udp
 from retinue.services.tcpip.gate import EXHAUSTED
-from retinue.services.tcpip.host_datagrams import hand_on
+from retinue.services.tcpip.host_datagrams import Links, hand_on
 from retinue.services.tcpip.inside import is_inside, is_own
 from retinue.services.tcpip.policy import OutsideDenied, Policy
 from retinue.services.tcpip.relay import Relay, Relays, hang_up
@@ -92,6 +92,7 @@ class Outbound:
         self._tallies = tallies
         self._nursery = nursery
         self._relays = Relays()
+        self._links = Links(vm.host_datagrams)
         self._open: Counter[str] = Counter()  # paths by machine
         self._endless: set[Path] = set()  # nothing on them is worth waiting for when the machine stops
         self._finishing = False
@@ -280,19 +281,21 @@ class Outbound:
         try:
             with trio.fail_after(self._config.connect_time):
                 if datagrams:
-                    return Opened(destination, address, handed_on=await self._vm.host_datagrams(address))
+                    return Opened(destination, address, handed_on=await self._links.make(machine, address))
                 return Opened(destination, address, stream=(await self._vm.host_stream(address)).socket)
         except OutsideFailed as exc:
-            raise Rejected("unreachable", str(exc), {"errno": exc.errno}) from exc
+            raise Rejected(exc.code, str(exc), {"errno": exc.errno}) from exc
         except BadDestination as exc:
             self._refuse(machine, "bad-destination", exc.text)
         except trio.TooSlowError:
             text = f"{destination} was not connected within {self._config.connect_time:g} s"
             raise Rejected("timeout", text, {"errno": errno.ETIMEDOUT}) from None
-        except Rejected as exc:
+        except AccessDenied as exc:
             # Also of the topology's host_sockets: the text has what to add there.
             self._record(machine, exc.code, exc.text, str(destination))
             raise
+        except Rejected as exc:
+            self._refuse(machine, exc.code, f"{machine} is not connected to {destination}: {exc.text}")
 
     # -- records ------------------------------------------------------------------------------------------------------
 

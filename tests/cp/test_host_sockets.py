@@ -8,7 +8,10 @@ import resource
 import secrets
 import socket
 import stat
+import threading
+import tomllib
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Any
 
 import attrs
@@ -16,9 +19,10 @@ import pytest
 import trio
 import trio.testing
 
+from retinue.cp import host_sockets
 from retinue.cp.directory import MachineEntry
 from retinue.cp.directory.host_sockets import ADDRESS_MAXIMUM, wrong_address
-from retinue.cp.host_sockets import LIMIT, MOST, HostSockets
+from retinue.cp.host_sockets import CONNECTING, LIMIT, MAX_DATAGRAM, MOST, HostSockets
 from retinue.cp.offences import Offences
 from retinue.cp.syslog import Syslog
 from retinue.pipes import AccessDenied, Path, PathSevered, Rejected, SocketTransport, open_path
@@ -34,6 +38,7 @@ class Process:
     entry: MachineEntry
     name: str = "TCPIP"
     generation: int = 1
+    leaving: object = None
 
 
 class Host:
@@ -41,7 +46,7 @@ class Host:
 
     def __init__(self, folder: pathlib.Path, nursery: trio.Nursery, stack: contextlib.ExitStack) -> None:
         self.syslog = Syslog()
-        self.sockets = HostSockets(Offences(self.syslog, nursery), nursery)
+        self.sockets = HostSockets(Offences(self.syslog, nursery), self.syslog, nursery)
         self.stack = stack
         self.path = str(folder / "log")
         self.abstract = f"@{secrets.token_hex(8)}"
@@ -191,6 +196,54 @@ async def test_reader_that_is_slow_holds_up_the_machine_and_nobody_else(host: Ho
         await path.call(None)
 
 
+async def fill(path: Path) -> int:
+    """Send until nothing more is taken; returns how many messages it were."""
+    sent = 0
+    await path.wait_open()
+    with contextlib.suppress(trio.WouldBlock):
+        while True:
+            path.send_nowait(b"x")
+            sent += 1
+            await trio.testing.wait_all_tasks_blocked()
+    return sent
+
+
+async def test_what_waits_has_no_descriptors(host: Host) -> None:
+    """They are closed as soon as they come, also of messages that wait behind others."""
+    reader = host.listen(host.path)
+    async with host.datagrams(host.path) as path, trio.open_nursery() as nursery:
+        sent = await fill(path)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(sent - 1):
+            reader.recv(100)
+            await trio.testing.wait_all_tasks_blocked()
+        for _ in range(sent - 1):
+            nursery.start_soon(partial(path.send, b"x", descriptors=(0,) * 10))
+        await trio.testing.wait_all_tasks_blocked()
+        assert path.meter.outstanding == LIMIT
+        assert len(os.listdir("/proc/self/fd")) == before
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_no_datagram_does_not_wait_behind_those_that_do(host: Host) -> None:
+    """Decoded it may be fifty times as large as its bytes."""
+    reader = host.listen(host.path)
+    async with host.datagrams(host.path) as path:
+        sent = await fill(path)
+        reader.recv(100)
+        await trio.testing.wait_all_tasks_blocked()
+        path.send_nowait([[]] * 10000)
+        await path.wait_severed()
+        assert isinstance(path.severed, PathSevered)
+        assert path.severed.code == "violation"
+    reader.setblocking(False)
+    read = 1
+    with contextlib.suppress(BlockingIOError):
+        while reader.recv(100):
+            read += 1
+    assert read < sent
+
+
 async def test_reader_that_goes_ends_the_path_and_the_machine_learns_why(host: Host) -> None:
     """And its successor is reached by another one."""
     reader = host.listen(host.path)
@@ -207,7 +260,7 @@ async def test_reader_that_goes_ends_the_path_and_the_machine_learns_why(host: H
         assert reader.recv(100) == b"again"
 
 
-@pytest.mark.parametrize("body", ["text", {"type": "x"}, None])
+@pytest.mark.parametrize("body", ["text", {"type": "x"}, None, b"x" * (MAX_DATAGRAM + 1)])
 async def test_what_is_no_datagram_ends_the_path_with_a_record(host: Host, body: Any) -> None:
     host.listen(host.path)
     async with host.datagrams(host.path) as path:
@@ -216,6 +269,34 @@ async def test_what_is_no_datagram_ends_the_path_with_a_record(host: Host, body:
         await path.wait_severed()
         assert isinstance(path.severed, PathSevered)
         assert path.severed.code == "violation"
+    await trio.testing.wait_all_tasks_blocked()
+    (record,) = host.syslog.recent(None, 10)
+    assert record["message"].startswith(f"the path TCPIP to {host.path} was severed: TCPIP broke the protocol: a datag")
+    assert (record["fields"]["of"], record["fields"]["rule"]) == ("TCPIP", path.severed.text)
+
+
+async def test_bug_ends_the_path_and_nothing_else(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here one of the host: it raises what is no error of a socket."""
+    reader, send = host.listen(host.path), socket.socket.send
+
+    def broken(sock: socket.socket, data: bytes, *flags: int) -> int:
+        if sock.type == socket.SOCK_DGRAM:
+            raise ZeroDivisionError("as it happens")
+        return send(sock, data, *flags)
+
+    async with host.datagrams(host.path) as path:
+        await path.wait_open()
+        with monkeypatch.context() as patch:
+            patch.setattr(socket.socket, "send", broken, raising=False)
+            path.send_nowait(b"not sent")
+            await path.wait_severed()
+    await trio.testing.wait_all_tasks_blocked()
+    (record,) = host.syslog.recent(None, 10)
+    assert record["message"].startswith(f"handing on datagrams failed, TCPIP to {host.path}:\n")
+    assert "ZeroDivisionError: as it happens" in record["message"]
+    async with host.datagrams(host.path) as path:
+        await path.call(b"sent")
+    assert reader.recv(100) == b"sent"
 
 
 async def test_machine_that_dies_leaves_nothing_waiting(host: Host) -> None:
@@ -223,11 +304,7 @@ async def test_machine_that_dies_leaves_nothing_waiting(host: Host) -> None:
     host.listen(host.path)
     kept = [await host.connect(host.path, "datagram") for _ in range(MOST - 1)]
     async with host.datagrams(host.path) as path:
-        await path.wait_open()
-        with contextlib.suppress(trio.WouldBlock):
-            while True:
-                path.send_nowait(b"x")
-                await trio.testing.wait_all_tasks_blocked()
+        await fill(path)
         with pytest.raises(Rejected, match=f"exhausted: TCPIP has {MOST} datagram sockets"):
             await host.connect(host.path, "datagram")
     for each in kept:
@@ -249,6 +326,65 @@ async def test_only_what_the_topology_names_is_connected(host: Host, address: st
     assert caught.value.text.endswith(line)
     (record,) = host.syslog.recent(None, 10)
     assert (record["message"], record["fields"]["of"]) == (caught.value.text, "TCPIP")
+
+
+async def test_line_to_add_is_toml_whatever_the_name(host: Host) -> None:
+    names = ('@say "größe"', "@back\\slash")
+    with pytest.raises(AccessDenied) as caught:
+        await host.connect(names[0], "stream", names[1])
+    line = caught.value.text.partition("put  ")[2].partition("  under")[0]
+    assert tomllib.loads(line) == {"host_sockets": [names[1], names[0]]}
+
+
+async def test_process_that_is_to_end_gets_none(host: Host) -> None:
+    host.listen(host.path)
+    leaving = Process(host.process(host.path).entry, leaving="asked")
+    with pytest.raises(Rejected, match="stopping: TCPIP is ending"):
+        await host.sockets.connect(leaving, host.path, "datagram")
+
+
+async def test_paths_that_are_not_looked_up_are_not_waited_for_without_end(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """We have the places of those that are being looked up, as a file system that does not answer has them."""
+    monkeypatch.setattr(host_sockets, "PATIENCE", 0.01)
+    host.listen(host.path)
+    stuck = [object() for _ in range(CONNECTING)]
+    for each in stuck:
+        host.sockets.connecting.acquire_on_behalf_of_nowait(each)
+    for _ in range(MOST + 1):  # no place is lost
+        with pytest.raises(Rejected, match=r"timeout: .* was not connected within 0.01 s") as caught:
+            await host.connect(host.path, "datagram")
+    assert caught.value.detail == {"errno": errno.ETIMEDOUT}
+    for each in stuck:
+        host.sockets.connecting.release_on_behalf_of(each)
+    monkeypatch.undo()
+    assert await host.connect(host.path, "datagram")
+
+
+async def test_want_of_threads_is_told(host: Host) -> None:
+    host.listen(host.path)
+    over, exhausted = threading.Event(), trio.Event()
+    limiter = trio.CapacityLimiter(1000)
+    before = threading.stack_size(1 << 47)  # there are not so many addresses
+    try:
+        async with trio.open_nursery() as nursery:
+
+            async def keep_busy() -> None:
+                try:
+                    await trio.to_thread.run_sync(over.wait, limiter=limiter)
+                except RuntimeError:
+                    exhausted.set()
+
+            while not exhausted.is_set():  # as long as there are idle ones
+                nursery.start_soon(keep_busy)
+                await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(Rejected, match="exhausted: the host has no room for a thread"):
+                await host.connect(host.path, "datagram")
+            over.set()
+    finally:
+        threading.stack_size(before)
+        over.set()
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,15 @@ The attempts are made in a real machine, sealed as it is, with the descriptors t
 import contextlib
 import errno
 import json
+import os
 import re
 import secrets
+import signal
 import socket
 from collections.abc import Iterator
 
 import pytest
-from tests.systems import Bench, read_until
+from tests.systems import LIMIT, Bench, read_until
 
 TOPOLOGY = """\
 [system]
@@ -39,6 +41,7 @@ def attempts(sock):
     yield "connect-stream", lambda: sock.connect(OTHER + "-stream")
     yield "sendto", lambda: sock.sendto(b"\\xc1", OTHER)
     yield "sendmsg", lambda: sock.sendmsg([b"\\xc1"], [], 0, OTHER)
+    yield "bind", lambda: sock.bind(f"\\x00{own}-{sock.type}")
     yield "listen", lambda: sock.listen(1)
 
 def sockets():
@@ -79,6 +82,27 @@ async def main(vm: Machine) -> None:
     print("got", json.dumps([sorted(kinds), got]))
     await vm.ready()
     await vm.stopping.wait()
+"""
+
+
+GREEDY = """\
+import os
+import socket
+import time
+from retinue.pipes import wire
+from retinue.svm import Machine
+
+async def main(vm: Machine) -> None:
+    await vm.ready()
+    await (await vm.host_stream("@{own}-stream")).aclose()
+    control = vm._control
+    first = control.session.last_sent + 1
+    with socket.socket(fileno=os.dup(control._transport.fileno())) as sock:
+        sock.setblocking(True)
+        for number in range(first, first + {asked}):
+            question = ["socket", {"address": "@{own}-stream", "kind": "stream"}]
+            sock.send(wire.encode([wire.Kind.CALL, number, question]))
+    time.sleep(60)  # and reads nothing
 """
 
 
@@ -136,13 +160,35 @@ def test_sockets_of_the_host_lead_nowhere_else(bench: Bench, host: Host) -> None
     for what in ("@", "/"):
         assert "put  host_sockets = [" in got.pop(f"ask {what}")
     # To a pair of packets a destination means nothing: the control program got what was sent, and ended the path.
-    assert {name for name, how in got.items() if how == "done"} <= {"datagram sendto", "datagram sendmsg"}
+    # And a name, which the kernel lets a connected socket have, makes it no listener.
+    harmless = {"datagram sendto", "datagram sendmsg", "stream bind", "datagram bind"}
+    assert {name for name, how in got.items() if how == "done"} <= harmless
     refused = {errno.EISCONN, errno.EINVAL, errno.EPIPE, errno.EPERM, errno.ECONNREFUSED, errno.EPROTOTYPE}
     assert {how for how in got.values() if how != "done"} <= refused
-    assert len(got) == 12
+    assert len(got) == 14
     assert not any(map(reached, host.others))
     assert host.datagrams.recv(100) == b"hello"
     assert reached(host.streams)
+    assert bench.run("down").returncode == 0
+    bench.assert_gone()
+
+
+def test_sockets_that_are_asked_for_and_not_taken_are_bounded(bench: Bench, host: Host) -> None:
+    """Each is a descriptor of the control program, which has only so many."""
+    asked = 400
+    program = GREEDY.replace("{own}", host.own).replace("{asked}", str(asked))
+    (bench.folder / "prisoner.py").write_text(program)
+    bench.file.write_text(TOPOLOGY.format(name=bench.name, own=host.own))
+    host.streams.listen(asked)
+    host.streams.settimeout(LIMIT)
+    bench.up()
+    folder, most = f"/proc/{bench.cp_pid()}/fd", 0
+    for _ in range(asked):
+        host.streams.accept()[0].close()
+        most = max(most, len(os.listdir(folder)))
+    assert most < 200
+    assert bench.machine("PRISONER")["generation"] == 1
+    os.kill(bench.pid_of("PRISONER"), signal.SIGKILL)
     assert bench.run("down").returncode == 0
     bench.assert_gone()
 

@@ -42,6 +42,7 @@ class Process:
     name: str
     entry: MachineEntry
     generation: int = 1
+    leaving: None = None
 
 
 class System:
@@ -59,7 +60,8 @@ class System:
         self._circuits: dict[int, tuple[Running, str]] = {}
         self._changed = trio.lowlevel.ParkingLot()
         self.host_sockets = host_sockets
-        self._sockets = HostSockets(Offences(Syslog(), nursery), nursery)
+        syslog = Syslog()
+        self._sockets = HostSockets(Offences(syslog, nursery), syslog, nursery)
 
     async def start(
         self, name: str, main: Main, config: Any = None, *, disks: dict[str, str] | None = None, **edges: str

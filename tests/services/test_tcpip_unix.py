@@ -15,10 +15,9 @@ import trio.testing
 from tests.services.machines import Running, System, everything
 from tests.services.test_tcpip_outside import Shop
 
-from retinue.cp.host_sockets import MOST
 from retinue.pipes import AccessDenied, PathSevered, Rejected
 from retinue.services import tcpip
-from retinue.services.tcpip import host_datagrams
+from retinue.services.tcpip.host_datagrams import MOST
 from retinue.svm import (
     BadDestination,
     ConnectRefused,
@@ -40,12 +39,16 @@ class Place:
         self.address = address
         self.stack = stack
         self.rules = [f"unix:{address}"]
+        self.vm: Machine[Any]
 
     async def start(self) -> tuple[Machine[Any], Running]:
         """(SHOP, which has the edge ``net``, TCPIP)."""
-        running = await self.system.start("TCPIP", tcpip.main, tcpip.Config(allow={"SHOP": self.rules}))
+        running = await self.system.start(
+            "TCPIP", tcpip.main, tcpip.Config(allow={"SHOP": self.rules, "OTHER": self.rules})
+        )
         shop = Shop()
         await self.system.start("SHOP", shop.main, net="TCPIP")
+        self.vm = shop.vm
         return shop.vm, running
 
     def listen(self, kind: int) -> trio.socket.SocketType:
@@ -154,16 +157,16 @@ async def test_reader_that_has_gone_is_told(place: Place) -> None:
     await datagrams.aclose()
 
 
-async def test_places_are_bounded_and_that_of_a_sender_who_has_gone_is_free(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also if what it had sent found no room: that is given up."""
-    monkeypatch.setattr(host_datagrams, "LAST", 0.01)
+async def test_places_are_bounded_and_that_of_a_sender_who_has_gone_is_free(place: Place) -> None:
+    """Also if what it had sent found no room: that is given up. Another machine has places of its own."""
     place.listen(socket.SOCK_DGRAM)
     vm, _ = await place.start()
     all_there_are = [await open_unix_datagrams(vm, "net", place.address) for _ in range(MOST)]
-    with pytest.raises(ConnectRefused, match=f"TCPIP has {MOST} datagram sockets, and no machine may have more"):
+    with pytest.raises(ConnectRefused, match=f"SHOP is not connected to .*: {MOST} paths of SHOP .* are open"):
         await open_unix_datagrams(vm, "net", place.address)
+    other = Shop()
+    await place.system.start("OTHER", other.main, net="TCPIP")
+    all_there_are.append(await open_unix_datagrams(other.vm, "net", place.address))
     path = all_there_are[0].path
     while path.meter.outstanding < path.limit:
         path.send_nowait(b"x")
@@ -176,6 +179,26 @@ async def test_places_are_bounded_and_that_of_a_sender_who_has_gone_is_free(
     for each in all_there_are[1:]:
         each.path.sever()
     again.path.sever()
+
+
+async def test_what_was_sent_over_a_path_that_was_severed_comes_before_that_of_the_next_or_never(place: Place) -> None:
+    datagrams, reader = await place.datagrams()
+    while datagrams.path.meter.outstanding < datagrams.path.limit:
+        datagrams.path.send_nowait(b"old")
+        await trio.testing.wait_all_tasks_blocked()
+    datagrams.path.sever()
+    await trio.testing.wait_all_tasks_blocked()
+    again = await open_unix_datagrams(place.vm, "net", place.address)
+    await again.send(b"new")
+    got = list[bytes]()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(again.flush)
+        while not got or got[-1] != b"new":
+            got.append(await reader.recv(100))
+    assert set(got[:-1]) == {b"old"}
+    await again.send(b"last")
+    assert await reader.recv(100) == b"last"
+    await again.aclose()
 
 
 @pytest.mark.parametrize("body", ["text", {"type": "udp.error"}, b"x" * 65508])
