@@ -464,7 +464,7 @@ class Journal:
         """Find out anew how many records wait: files on the disk may be gone."""
         waiting = sum(min(chunk.records, chunk.last - self.stored) for chunk in self.packed(after=self.stored))
         self.room.count_broken()
-        self.unkept = waiting + (self.room.spill.left(self.stored) if self.room.spill is not None else 0)
+        self.unkept = waiting + (self.room.spill.left(self.stored) if self.room.spill else 0)
 
     @property
     def losses(self) -> list[tuple[str, Cause, int]]:

@@ -2,7 +2,8 @@
 
 Up to AHEAD batches are on their way at a time, so that it has the next one while the control program hears that one is
 stored, and makes another. They are stored in order: each but the first names the one before it (``after``), and is
-refused when that was not stored. Whatever was refused is offered again, the oldest first.
+refused when that was not stored. Whatever was refused is offered again, the oldest first. A machine that has run since
+before this was known does not look at ``after``: only one that answers that it keeps the order has more than one.
 """
 
 from collections import deque
@@ -88,6 +89,7 @@ class Keeper:
         self._urgent = 0  # how many wait for everything to be stored
         self._path: Path | None = None
         self._form = in_chunks
+        self._ordered = False  # the other end has said that it looks at ``after``
         self._offers: deque[Offer] = deque()
         self._wanted = 0  # so many waiting records are worth a look
         self._earlier = Earlier(syslog, first_of)
@@ -120,6 +122,7 @@ class Keeper:
             try:
                 async with connect() as self._path:
                     self._form = in_chunks
+                    self._ordered = False
                     async with trio.open_nursery() as nursery:
                         if not await self._earlier.pour(self._path, self._form):
                             nursery.start_soon(self._pour_later, self._path)
@@ -160,6 +163,7 @@ class Keeper:
                     await self._wait_for_disk(unread)
                 else:
                     journal.recount()
+                    await trio.lowlevel.checkpoint()
 
     def _next_batch(self, after: int) -> tuple[Sequence[Packed], Sequence[tuple[str, SpillFile, OSError]]]:
         """The oldest chunks with higher numbers, as far as they can be read, and the files that cannot be now."""
@@ -179,7 +183,7 @@ class Keeper:
                 if self._journal.unkept or self._journal.losses:
                     return
                 await self._look(0)
-            elif len(self._offers) == AHEAD:
+            elif len(self._offers) >= (AHEAD if self._ordered else 1):
                 await self._look(ENDLESS)
             else:
                 more = MANY - self._unoffered
@@ -203,6 +207,7 @@ class Keeper:
         self._offers.clear()
         if why is not None and why.code == "unknown-verb" and self._form is in_chunks:
             self._form = in_records  # of a release before this control program, which is not older than that
+            self._ordered = False
         else:
             # It said why in a record of its own; the batch stays here until its disk takes it.
             await trio.sleep(RETRY)
@@ -220,7 +225,9 @@ class Keeper:
         body = {"run": self._syslog.run, **self._form(batch), "after": after, "last": offer.last}
         task_status.started()
         try:
-            await path.call(["store", body])
+            match await path.call(["store", body]):
+                case {"ordered": True}:
+                    self._ordered = self._form is in_chunks
             offer.stored = True
         except Rejected as exc:
             offer.refused = exc

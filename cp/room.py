@@ -104,9 +104,12 @@ class Room:
             # The last one may not be full yet.
             if used <= policy.buffer or block is tape.blocks[-1]:
                 return
-            # What is just being stored is not lost.
-            if policy.policy == "spill" or block.first > self._journal.offered:
+            if block.first > self._journal.offered:
                 self._give_up(tape, block, policy)
+                used -= block.used
+            # What is just being stored is not lost: it stays here when the disk does not take it.
+            elif policy.policy == "spill" and self._put(tape, block):
+                self._bound_spill(tape, policy)
                 used -= block.used
 
     def _give_up(self, tape: Tape, block: Block, policy: LogPolicy) -> None:

@@ -24,15 +24,17 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 import attrs
+import msgpack
 
 from retinue.cp.losses import told_in
-from retinue.cp.tape import HEAD, Packed, size_of
+from retinue.cp.tape import ENDLESS, HEAD, Packed, size_of
 
 # What is being written.
 _NEW: Final = ".new"
 # There is no such file any more.
 _GONE: Final = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
-# How often a file is read of which the disk says EIO, until it is given up: half a minute of attempts.
+# How often a file is read of which the disk says EIO, until it is given up: half a minute of attempts, some minutes for
+# one of an earlier run.
 TRIES: Final = 30
 
 
@@ -52,15 +54,18 @@ class SpillFile:
 
 
 class Spill:
-    """What one run of a system has on the disk. ``folder`` is for all runs; it is made when something is put there."""
+    """What one run of a system has on the disk. ``folder`` is for all runs; it is made when something is put there.
 
-    def __init__(self, folder: pathlib.Path, run: str) -> None:
+    ``tries`` says how often files were read in vain, for whoever looks at earlier runs again and again.
+    """
+
+    def __init__(self, folder: pathlib.Path, run: str, tries: dict[tuple[str, str, int], int] | None = None) -> None:
         self._all = folder
         self._folder = folder / run
         self._files: dict[str, deque[SpillFile]] = {}
         self._sizes: dict[str, int] = {}
         self._kept: dict[str, tuple[SpillFile, list[Packed]]] = {}  # the file that was read last
-        self._tries: dict[tuple[str, int], int] = {}
+        self._tries = {} if tries is None else tries  # by run, machine and first number
         self.broken: list[tuple[str, SpillFile, int]] = []
         """Files that are spoilt or gone, with what was lost with them: whoever finds some here counts that."""
         self.unread: list[tuple[str, SpillFile, OSError]] = []
@@ -134,7 +139,8 @@ class Spill:
         with contextlib.suppress(OSError):
             self._path(machine, file).unlink()
         self._kept.pop(machine, None)
-        self._tries.pop((machine, file.first), None)
+        self._tries.pop((self.run, machine, file.first), None)
+        self.unread[:] = [each for each in self.unread if each[:2] != (machine, file)]
         self._files[machine].remove(file)
         self._sizes[machine] -= file.size
         if not self._files[machine]:
@@ -229,9 +235,7 @@ class Spill:
         try:
             data = self._path(machine, file).read_bytes()
             chunks = chunks_of(machine, data)
-            if len(data) != file.size or not chunks or chunks[-1].last != file.last:
-                raise ValueError("what is in it is not what its name says")
-            if sum(chunk.records for chunk in chunks) != file.records:
+            if len(data) != file.size or not _is_whole(file, chunks):
                 raise ValueError("what is in it is not what its name says")
         except (OSError, ValueError) as exc:
             self._failed(machine, file, after, exc)
@@ -241,7 +245,8 @@ class Spill:
 
     def _failed(self, machine: str, file: SpillFile, after: int, why: OSError | ValueError) -> None:
         if isinstance(why, OSError) and why.errno not in _GONE:
-            tries = self._tries[machine, file.first] = self._tries.get((machine, file.first), 0) + 1
+            key = self.run, machine, file.first
+            tries = self._tries[key] = self._tries.get(key, 0) + 1
             if why.errno != errno.EIO or tries < TRIES:
                 self.unread.append((machine, file, why))
                 return
@@ -256,7 +261,7 @@ class Spill:
             names = sorted(os.listdir(self._all))
         except FileNotFoundError:
             return []
-        return [Spill(self._all, name) for name in names if name != self._folder.name]
+        return [Spill(self._all, name, self._tries) for name in names if name != self._folder.name]
 
     @property
     def run(self) -> str:
@@ -280,13 +285,43 @@ def chunks_of(machine: str, data: bytes) -> list[Packed]:
     return chunks
 
 
+def _is_whole(file: SpillFile, chunks: Sequence[Packed]) -> bool:
+    """Whether these are the records that its name says, in order, each as the journal has packed it."""
+    before, records = file.first - 1, 0
+    for chunk in chunks:
+        if chunk.first <= before or chunk.generation >= ENDLESS:
+            return False
+        before = chunk.last
+        records += chunk.records
+        try:
+            bodies = msgpack.unpackb(chunk.blob, strict_map_key=False)
+        except Exception:  # whatever it raises: it is nothing that the journal has packed
+            return False
+        if type(bodies) is not list or len(bodies) != chunk.records or not all(map(_is_body, bodies)):
+            return False
+    return bool(chunks) and (chunks[0].first, before, records) == (file.first, file.last, file.records)
+
+
+def _is_body(body: object) -> bool:
+    if type(body) is not list or len(body) != 5:
+        return False
+    when, severity, logger, message, fields = body
+    return (
+        type(when) is float
+        and type(severity) is int
+        and 0 <= severity <= 7
+        and type(logger) is type(message) is str
+        and type(fields) is dict
+    )
+
+
 def _folder_name(machine: str) -> str:
     return urllib.parse.quote(machine, safe="").replace(".", "%2E")
 
 
 def _most(file: SpillFile, after: int) -> int:
     """How many records with higher numbers may be in a file; all machines have numbers between its first and last."""
-    return file.records if file.first > after else min(file.records, file.last - after)
+    return file.records if file.first > after else max(0, min(file.records, file.last - after))
 
 
 def _listed(folder: pathlib.Path) -> list[SpillFile]:

@@ -269,6 +269,8 @@ class Syslog:
     def _turn(self, source: Source, sock: socket.socket, beat: Callable[[Beat], None] | None) -> float | None:
         """Read what there is, if it is not too much; returns the seconds until the next turn, at the end None."""
         journal, turns = self.journal, self.turns
+        if self._blocked(source):  # while it waited for its turn others have taken the room
+            return go_on(source)
         end = turns.end()
         while True:
             before, slots = journal.last, source.slots
@@ -283,7 +285,7 @@ class Syslog:
                 source.trust(made <= MANY)
                 source.came += max(made, len(packets))
                 if len(packets) < slots:
-                    return rest(source)
+                    return rest(source, late=turns.clock() >= end)
             if turns.clock() >= end or self._blocked(source):
                 return go_on(source)
 

@@ -62,10 +62,10 @@ def go_on(source: Source) -> float:
     return 0.0
 
 
-def rest(source: Source) -> float:
-    """It was read empty: the seconds until the next turn."""
+def rest(source: Source, *, late: bool = False) -> float:
+    """It was read empty: the seconds until the next turn. ``late``: that took a whole turn, of however few packets."""
     came, source.came = source.came, 0
-    source.floods = came > FEW
+    source.floods = late or came > FEW
     if came <= SELDOM:
         source.pause = max(source.pause / 2, SHORT_PAUSE)
     elif came >= ENOUGH:

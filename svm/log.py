@@ -261,6 +261,15 @@ class LogHandler(logging.Handler):
         """None: the writer has one, and nothing else here is shared."""
         self.lock = None
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """What the library's does, without a lock: since Python 3.13 that one takes it for granted."""
+        found: Any = self.filter(record)
+        if isinstance(found, logging.LogRecord):  # since Python 3.12 a filter may put another one in its place
+            record = found
+        if found:
+            self.emit(record)
+        return bool(found)
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
             message = record.getMessage()
@@ -289,7 +298,7 @@ class LogHandler(logging.Handler):
 
     def _write_failed(self, name: str, msg: object, exc: Exception) -> None:
         """A record that cannot be formatted is the program's mistake; it is told as a record of its own."""
-        self._writer.write(ERROR, name, f"a log call failed: {exc!r}: {msg!r:.500}")
+        self._writer.write(ERROR, name, f"a log call failed: {plain(exc)}: {plain(msg)[:500]}")
 
 
 _Logger: Final = logging.Logger

@@ -16,7 +16,8 @@ A batch is one transaction and is answered after the commit, so what was answere
 again (its answer was lost with the machine, or with the control program) is stored once: a record is known by its run
 and its sequence number. While the disk takes nothing, batches are refused, which one record says; they wait in the
 control program until there is room. A batch that was sent before the one before it was answered names that (``after``,
-its last number), and is refused unless that was the last one stored: records are stored in their order.
+its last number), and is refused unless that was the last one stored: records are stored in their order. Each answer
+says so (``ordered``): nothing is sent ahead to an earlier release, which does not look at ``after``.
 """
 
 import contextlib
@@ -68,8 +69,10 @@ class Storing:
         self._refused = 0
         self._newest: tuple[str, object] | None = None  # the run and the last number of the last batch with one
 
-    def add(self, run: str, chunks: Sequence[Chunk], after: object = None, last: object = None) -> None:
+    def add(self, run: str, chunks: Sequence[Chunk], after: object = None, last: object = None) -> dict[str, bool]:
         """Store a batch, up to the number ``last``, if the one before it was stored that is named by ``after``.
+
+        The answer says that it keeps this order.
 
         Rejected ``not-stored`` when that cannot be, ``out-of-order`` when the one before it was not stored.
         """
@@ -89,6 +92,7 @@ class Storing:
             self._refused = 0
         if self.forwarder is not None:
             self.forwarder.notice(run)
+        return {"ordered": True}
 
     async def tidy(self) -> None:
         """Remove what is not kept any longer, in small steps; runs until it is cancelled."""

@@ -42,6 +42,11 @@ class Places:
             # Of a release that knew one place: whatever was there of the runs before it is behind it.
             self._kept = {run: self._newest(run) for run in self._open if run < last >> RUN_BITS}
             self._unsaved = {*self._kept, last >> RUN_BITS}
+        elif last and last >> RUN_BITS > (known := max(self._kept)):
+            # Such a release has gone on from the last run that is known here, through all up to its own.
+            passed = {run: self._newest(run) for run in self._open if known <= run < last >> RUN_BITS}
+            self._kept |= {run: max(place, self._kept.get(run, 0)) for run, place in passed.items()}
+            self._unsaved = {*passed, last >> RUN_BITS}
         if last:
             self._kept[last >> RUN_BITS] = max(last, self._kept.get(last >> RUN_BITS, 0))
         self._save()

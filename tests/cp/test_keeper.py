@@ -40,7 +40,10 @@ class Disk(Store):
 
 
 class Keeper:
-    """SYSLOG, but for its process: it takes batches from when it is let. ``orders`` is what each has said of itself."""
+    """SYSLOG, but for its process: it takes batches from when it is let, and the first one of each path at once.
+
+    ``orders`` is what each has said of itself.
+    """
 
     def __init__(self, disk: Disk) -> None:
         self.disk = disk
@@ -54,19 +57,23 @@ class Keeper:
         ours, theirs = memory_pair()
         storing = Storing(self.disk)  # each process knows nothing of those before it
 
-        async def store(message: Message) -> None:
+        async def store(message: Message) -> Any:
             _, body = message.body
             self.orders.append((body["after"], body["last"]))
             chunks: list[Chunk] = body["chunks"]
+            answer: Any = None
             if self.knows_order:
-                storing.add(body["run"], chunks, body["after"], body["last"])
+                answer = storing.add(body["run"], chunks, body["after"], body["last"])
             else:
                 storing.add(body["run"], chunks)
             self.ended()
+            return answer
 
         async with open_path(ours) as path, open_path(theirs) as other, trio.open_nursery() as nursery:
 
             async def serve() -> None:
+                first = await other.receive()
+                await first.reply(await store(first))
                 await self.let.wait()
                 await other.serve(store)
                 nursery.cancel_scope.cancel()
@@ -107,27 +114,41 @@ async def keeping(log: Syslog, keeper: Keeper) -> AsyncIterator[None]:
 
 async def test_next_batch_is_there_before_one_is_stored(keeper: Keeper) -> None:
     """But not one more; each names the one before it that was not stored yet, and that is offered is known."""
-    log = flooded(4 * module.BATCH)
+    log = flooded(5 * module.BATCH)
     async with keeping(log, keeper):
         assert keeper.other.pending == module.AHEAD == 2
-        assert log.journal.stored == 0
-        assert module.BATCH < log.journal.offered <= 2 * module.BATCH
+        assert log.journal.stored == module.BATCH
+        assert log.journal.offered == 3 * module.BATCH
         assert log.keeper.unkept == 4 * module.BATCH
         keeper.let.set()
         await log.keeper.settle()
         assert log.journal.stored == log.journal.offered == log.journal.last
-    assert keeper.disk.seqs() == [*range(1, 4 * module.BATCH + 1)]
+    assert keeper.disk.seqs() == [*range(1, 5 * module.BATCH + 1)]
     assert keeper.disk.given == sorted({*keeper.disk.given})
-    assert keeper.orders[0][0] is None
     lasts = [last for _, last in keeper.orders]
     assert all(after in (None, last) for (after, _), last in zip(keeper.orders[1:], lasts, strict=False))
-    assert keeper.orders[1][0] == lasts[0]
+    assert [after for after, _ in keeper.orders[:3]] == [None, None, lasts[1]]
+
+
+async def test_one_that_does_not_know_the_order_has_one_batch(keeper: Keeper) -> None:
+    """It would store the second one although the first was refused."""
+    keeper.knows_order = False
+    log = flooded(4 * module.BATCH)
+    async with keeping(log, keeper):
+        assert keeper.other.pending == 1
+        keeper.let.set()
+        await log.keeper.settle()
+    assert [after for after, _ in keeper.orders] == [None] * 4
 
 
 async def test_few_records_wait_for_the_answer(keeper: Keeper) -> None:
     """A batch costs a transaction: while one is on its way, only many are worth another."""
     log = flooded(module.FEW)
     async with keeping(log, keeper):
+        assert keeper.other.pending == 0
+        for _ in range(module.FEW):
+            log.write(5, "one after the first batch")
+        await trio.testing.wait_all_tasks_blocked()
         assert keeper.other.pending == 1
         for _ in range(module.MANY - 1):
             log.write(5, "one more")
@@ -152,7 +173,7 @@ async def test_batch_after_one_that_is_refused(refusals: int, knows_order: bool,
 
     def refuse() -> None:
         nonlocal left
-        if left:
+        if left and len(keeper.orders) > 1:
             left -= 1
             raise sqlite3.OperationalError("database or disk is full")
 
@@ -163,19 +184,18 @@ async def test_batch_after_one_that_is_refused(refusals: int, knows_order: bool,
         assert log.journal.stored == log.journal.last
         assert log.keeper.unkept == 0
     assert keeper.disk.seqs() == [*range(1, log.last + 1)]
-    if knows_order:
-        assert keeper.disk.given == sorted({*keeper.disk.given})
+    assert keeper.disk.given == sorted({*keeper.disk.given})
 
 
-async def test_second_batch_that_is_refused(keeper: Keeper) -> None:
-    """The first one is stored, and does not come again."""
+async def test_second_batch_of_two_that_is_refused(keeper: Keeper) -> None:
+    """The one before it is stored, and does not come again."""
     log = flooded(4 * module.BATCH)
     calls = 0
 
     def refuse() -> None:
         nonlocal calls
         calls += 1
-        if calls == 2:
+        if calls == 3:
             raise sqlite3.OperationalError("database or disk is full")
 
     keeper.disk.before = refuse
@@ -214,12 +234,12 @@ async def test_keeper_that_dies_with_two_batches(when: str, keeper: Keeper) -> N
         keeper.other.let_go()
 
     def before() -> None:
-        if when == "before" and not died:
+        if when == "before" and len(keeper.orders) > 1 and not died:
             die()
             raise sqlite3.OperationalError("the process is dead")
 
     def after() -> None:
-        if len(keeper.orders) == {"first": 1, "second": 2}.get(when) and not died:
+        if len(keeper.orders) == {"first": 2, "second": 3}.get(when) and not died:
             die()
 
     keeper.disk.before, keeper.ended = before, after
@@ -238,10 +258,10 @@ async def test_what_is_on_its_way_is_not_given_up(keeper: Keeper) -> None:
     """When too many wait others are dropped: these may be stored already, though that was not answered."""
     policies = LogPolicies()
     policies.every(LogPolicy("drop", buffer=64 * 1024))
-    log = flooded(4 * module.BATCH, policies)
+    log = flooded(5 * module.BATCH, policies)
     async with keeping(log, keeper):
         offered = log.journal.offered
-        assert offered == 2 * module.BATCH
+        assert offered == 3 * module.BATCH
         keeper.other.let_go()
         await trio.testing.wait_all_tasks_blocked()
         for number in range(5_000):

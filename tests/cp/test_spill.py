@@ -1,10 +1,11 @@
 """Records that wait on the disk: once and in order, or counted, whoever is killed and whatever the disk does."""
 
+import errno
 import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -16,8 +17,8 @@ from hypothesis import strategies as st
 from retinue.cp.directory.model import LogPolicy
 from retinue.cp.journal import LEAST_ROOM, Journal
 from retinue.cp.log_policy import LogPolicies
-from retinue.cp.spill import Spill
-from retinue.cp.tape import BLOCK, Packed, records_of
+from retinue.cp.spill import TRIES, Spill
+from retinue.cp.tape import BLOCK, HEAD, Packed, records_of
 
 K = 1024
 
@@ -447,3 +448,98 @@ def test_file_that_the_host_has_lost_the_content_of_is_counted(journal: Journal,
     (earlier,) = later.earlier()
     assert next(earlier.packed(0)).first == records + 1
     assert [(machine, lost) for machine, _, lost in earlier.broken] == [("SPILL", records)]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda blob: b"\xc1" + blob[1:], id="no-msgpack"),
+        pytest.param(lambda blob: b"\x91" + blob[1:], id="more-bodies"),
+        pytest.param(lambda blob: b"\x01" + blob[1:], id="no-array"),
+        pytest.param(lambda blob: blob.replace(b"x\xda", b"\xff\xda", 1), id="no-utf-8"),
+        pytest.param(lambda blob: blob.replace(b"\xa1x\xda", b"\x01x\xda", 1), id="no-text"),
+        pytest.param(lambda blob: blob.replace(b"\xda", b"\xc5", 1), id="bytes"),
+    ],
+)
+def test_spoilt_records_in_a_file_of_the_right_size_are_a_loss(
+    journal: Journal, tmp_path: pathlib.Path, spoil: Callable[[bytes], bytes]
+) -> None:
+    """Nobody has to read them, and what comes later is there."""
+    for _ in range(100):
+        journal.append("SPILL", 1, [body("x" * 1000) for _ in range(4)])
+    first = files(tmp_path)[0]
+    gone = int(first.name.rpartition("-")[2])
+    data = first.read_bytes()
+    spoilt = data[: HEAD.size] + spoil(data[HEAD.size :])
+    assert len(spoilt) == len(data)
+    assert spoilt != data
+    first.write_bytes(spoilt)
+    assert waiting(journal) == [*range(gone + 1, 401)]
+    journal.recount()
+    assert journal.losses == [("SPILL", "spill", gone)]
+    assert journal.unkept == 400 - gone
+
+
+def test_file_of_an_earlier_run_that_cannot_be_read_is_given_up(
+    journal: Journal, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who looks for earlier runs anew each time has tried as often as it did."""
+    for _ in range(150):
+        journal.append("SPILL", 1, [body("x" * 1000)])
+    first = files(tmp_path)[0]
+    records = int(first.name.rpartition("-")[2])
+    read = pathlib.Path.read_bytes
+
+    def fail(path: pathlib.Path) -> bytes:
+        if path == first:
+            raise OSError(errno.EIO, "the disk")
+        return read(path)
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", fail)
+    later = Spill(tmp_path / "spill", "another run")
+    for tries in range(1, TRIES + 1):
+        (earlier,) = later.earlier()
+        assert next(earlier.packed(0)).first == records + 1
+        assert len(earlier.unread) == (tries < TRIES)
+    assert [(machine, lost) for machine, _, lost in earlier.broken] == [("SPILL", records)]
+
+
+def test_batch_on_its_way_stays_when_the_disk_takes_nothing(tmp_path: pathlib.Path) -> None:
+    """It is not counted as lost, for it may be stored; nor is it subtracted twice when it is."""
+    (tmp_path / "spill").write_text("no folder")
+    journal = set_up(Journal.create(LEAST_ROOM), tmp_path / "spill")
+    for _ in range(60):
+        journal.append("SPILL", 1, [body("x" * 1000)])
+    assert journal.losses == []
+    offered = journal.offered = journal.last - 5
+    for _ in range(300):
+        journal.append("SPILL", 1, [body("x" * 1000)])
+    here = waiting(journal)
+    assert here[:offered] == [*range(1, offered + 1)]
+    assert len(here) + lost(journal) == journal.last
+    assert lost(journal) > 0
+    journal.store(offered, offered)
+    assert journal.unkept == len(waiting(journal)) == len(here) - offered
+    journal.close()
+
+
+def test_file_that_could_not_be_read_and_is_removed_waits_no_more(
+    journal: Journal, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left of it when somebody counts what waits."""
+    for _ in range(150):
+        journal.append("SPILL", 1, [body("x" * 1000)])
+
+    def fail(path: pathlib.Path) -> bytes:
+        raise OSError(errno.EMFILE, "no descriptor is left")
+
+    spill = journal.room.spill
+    assert spill is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "read_bytes", fail)
+        assert waiting(journal)[0] > 1
+    assert spill.left(0) > 0
+    journal.store(journal.last, journal.unkept)
+    assert (spill.unread, spill.left(journal.stored)) == ([], 0)
+    journal.recount()
+    assert journal.unkept == 0

@@ -7,7 +7,9 @@ import pytest
 import trio
 import trio.testing
 
+from retinue.cp.directory.model import LogPolicy
 from retinue.cp.intake import SLOTS
+from retinue.cp.log_policy import LogPolicies
 from retinue.cp.source import Source
 from retinue.cp.syslog import Syslog
 from retinue.cp.turns import ENOUGH, FEW, HALF, PAUSE, SELDOM, SHORT_PAUSE, TURN, Turns, go_on, rest
@@ -137,6 +139,48 @@ def test_pause_grows_with_what_it_brings(before: float, came: int, pause: float,
     """Up to the one in which a buffer would be full; who writes much is read in turns with others from then on."""
     source = Source(0, "M", 1, pause=before, came=came, floods=not floods)
     assert (rest(source), source.floods, source.came) == (pause, floods, 0)
+
+
+@pytest.mark.parametrize(("step", "floods"), [(TURN, True), (TURN / 2, False)])
+def test_few_packets_that_take_a_whole_turn_are_a_flood(step: float, floods: bool) -> None:
+    """They are large: their machine is read in turns with others until it was read empty sooner."""
+    looks = itertools.count()
+    log = Syslog(turns=Turns(lambda: next(looks) * step))
+    source = log.journal.source("M", 1)
+    source.slots = SLOTS
+    ours, theirs = socket_pair()
+    with ours, theirs:
+        theirs.send(record(1, "x" * 30_000))
+        assert log._turn(source, ours, None) == SHORT_PAUSE
+    assert (log.last, source.floods) == (1, floods)
+
+
+async def test_machine_that_blocks_waits_for_room_that_others_took(mock_clock: trio.testing.MockClock) -> None:
+    """While it waited for its turn: it is not read before there is room."""
+    policies = LogPolicies()
+    policies.every(LogPolicy("block", buffer=64 * 1024))
+    log = Syslog(policies=policies)
+    log.journal.keep()
+    ours, theirs = socket_pair()
+    async with trio.open_nursery() as nursery:
+        await log.turns._floor.acquire()
+        source = log.journal.source("M", 1)
+        source.floods = True
+        theirs.send(record(1, "a word"))
+        nursery.start_soon(log.read, "M", 1, ours)
+        await trio.testing.wait_all_tasks_blocked()
+        while not log.journal.room.full("M"):
+            log.write(5, "x" * 10_000, machine="M")
+        last = log.last
+        log.turns._floor.release()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (log.last, log.held("M", 1)) == (last, True)
+        log.journal.store(log.last, log.journal.unkept)
+        log.waiting.unpark_all()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (log.last, log.held("M", 1)) == (last + 1, False)
+        nursery.cancel_scope.cancel()
+    theirs.close()
 
 
 def test_machine_whose_turn_was_too_short_floods() -> None:

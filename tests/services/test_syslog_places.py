@@ -101,6 +101,21 @@ def test_place_of_an_earlier_release(store: Store) -> None:
     assert take(Places(store, "x")) == of("two", 5)
 
 
+def test_release_in_between_that_knew_one_place(store: Store) -> None:
+    """What it has passed is not given again, once and for all; what comes late of these runs is."""
+    for run in ("one", "two", "three", "four"):
+        put(store, None, run, 1, 2)
+        if run == "one":
+            places = Places(store, "x")
+            assert take(places, 1) == of("one", 1, 2)
+            places.keep()
+    place = next(row.id for row in store.after(0, 10) if (row.run, row.seq) == ("three", 1))
+    store.database.execute("UPDATE places SET place = ? WHERE name = 'x'", (place,))
+    assert take(Places(store, "x")) == of("three", 2) + of("four", 1, 2)
+    put(store, None, "two", 3)
+    assert take(Places(store, "x")) == of("two", 3) + of("three", 2) + of("four", 1, 2)
+
+
 def test_full_disk_keeps_no_places_and_they_are_kept_later(store: Store, path: str) -> None:
     """Nothing is given twice for it while the program lives."""
     put(store, None, "one", 1)

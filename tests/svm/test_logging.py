@@ -153,6 +153,50 @@ def test_no_record_of_the_library_is_made_for_the_writer_alone(
     assert len(reader.records()) == 2
 
 
+def test_handler_needs_no_lock_of_the_library(
+    writer: LogWriter, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which takes one for granted since Python 3.13; since 3.12 a filter may put another record in the place of one."""
+
+    def handle(self: logging.Handler, record: logging.LogRecord) -> bool:
+        with self.lock:  # type: ignore[union-attr]
+            self.emit(record)
+        return True
+
+    def other(record: logging.LogRecord) -> Any:
+        return logging.makeLogRecord({**record.__dict__, "msg": "another word"})
+
+    monkeypatch.setattr(logging.Handler, "handle", handle)
+    with installed(writer) as logger:
+        logger.info("a word", exc_info=ValueError("too big"))
+        (handler,) = logging.getLogger().handlers
+        handler.addFilter(other)
+        logger.info("a word")
+    first, second = (record[2] for record in reader.records())
+    assert first.splitlines()[-1] == "ValueError: too big"
+    assert second == ("another word" if sys.version_info >= (3, 12) else "a word")
+
+
+@pytest.mark.parametrize("exc_info", [None, ValueError("too big")], ids=["short", "long"])
+def test_message_that_nobody_can_say_harms_no_program(
+    exc_info: Exception | None, writer: LogWriter, reader: Reader
+) -> None:
+    """Neither as a text nor by its repr: what is said of it says so."""
+
+    class Unsayable(Exception):
+        def __str__(self) -> str:
+            raise Unsayable
+
+        def __repr__(self) -> str:
+            raise ZeroDivisionError("never")
+
+    with installed(writer) as logger:
+        logger.info(Unsayable(), exc_info=exc_info)
+    ((_, _, text, _),) = reader.records()
+    unsayable = "<Unsayable whose repr raised ZeroDivisionError>"
+    assert text == f"a log call failed: {unsayable}: {unsayable}"
+
+
 class Seen(logging.Handler):
     """A handler of the program's own."""
 
