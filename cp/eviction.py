@@ -8,8 +8,10 @@ All functions may be called in worker threads.
 """
 
 import contextlib
+import errno
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import attrs
@@ -48,12 +50,33 @@ class Segment:
     recency: Recency
     stock: int = 0
     """Bytes that were in real storage at the last look."""
+    _closed: bool = False
+    _lock: threading.Lock = attrs.field(factory=threading.Lock, eq=False)
 
     @classmethod
     def of(cls, name: str, keep: bool, descriptor: int) -> "Segment":
         """Of a file."""
         about = os.fstat(descriptor)
         return cls(name, about.st_size, keep, descriptor, about.st_dev, about.st_ino, Recency(about.st_size))
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[int]:
+        """A descriptor of its own for a block of code in a thread: while the other is closed, and its number has
+        become that of another file, this one stays. OSError for one that is closed."""
+        with self._lock:
+            if self._closed:
+                raise OSError(errno.EBADF, f"the segment {self.name} is closed")
+            descriptor = os.dup(self.descriptor)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                os.close(self.descriptor)
 
     @property
     def used(self) -> float:
@@ -82,11 +105,12 @@ class Looked:
 
 def cached(segment: Segment) -> int:
     """Bytes of a segment that are in real storage. OSError."""
-    return file_pages.cached(segment.descriptor, [(0, segment.size)])[0]
+    with segment.opened() as descriptor:
+        return file_pages.cached(descriptor, [(0, segment.size)])[0]
 
 
 def look(wanted: Sequence[tuple[int, Segment]]) -> list[Looked]:
-    """At segments of processes, for a round of their recency."""
+    """At segments of processes, for a round of their recency. Nobody may close them meanwhile."""
     found = []
     for pid, segment in wanted:
         mappings = file_pages.mapped(pid, segment.device, segment.inode) if pid else []
@@ -105,8 +129,8 @@ def write_ahead(segments: Sequence[Segment]) -> None:
     Not only what is cold: one call for all costs less than one for each page, which is how file systems do it worst.
     """
     for segment in segments:
-        with contextlib.suppress(OSError):  # the disk does not take them: they stay
-            file_pages.begin_writing(segment.descriptor, [(0, segment.size)])
+        with contextlib.suppress(OSError), segment.opened() as descriptor:  # the disk does not take them: they stay
+            file_pages.begin_writing(descriptor, [(0, segment.size)])
 
 
 def drop_cold(segments: Sequence[Segment], most: int) -> int:
@@ -128,8 +152,8 @@ def put_out(looked: Sequence[Looked], most: int | None) -> int:
         left = _drop(segment, chosen)
         for _ in range(TRIES if 1 in left else 0):
             tried = left
-            with contextlib.suppress(OSError):  # the disk does not take them: they stay
-                file_pages.write_back(segment.descriptor, _few(segment, left))
+            with contextlib.suppress(OSError), segment.opened() as descriptor:  # the disk does not take them: they stay
+                file_pages.write_back(descriptor, _few(segment, left))
             left = _drop(segment, left)
             if 1 not in left or left == tried:
                 break
@@ -165,22 +189,23 @@ def _drop(segment: Segment, chosen: bytes) -> bytes:
     """Returns what is left of the chosen chunks."""
     ranges = segment.recency.ranges(chosen)
     try:
-        file_pages.drop(segment.descriptor, ranges)
-        if len(ranges) > FEW:
-            resident = file_pages.residency(segment.descriptor, segment.size)
-        else:
-            resident = _found(segment, ranges)
+        with segment.opened() as descriptor:
+            file_pages.drop(descriptor, ranges)
+            if len(ranges) > FEW:
+                resident = file_pages.residency(descriptor, segment.size)
+            else:
+                resident = _found(descriptor, segment.size, ranges)
     except OSError:
         return chosen
     return segment.recency.dropped(chosen, resident)
 
 
-def _found(segment: Segment, ranges: list[Range]) -> bytes:
+def _found(descriptor: int, whole: int, ranges: list[Range]) -> bytes:
     """Pages that are still there, of these ranges."""
-    resident = bytearray(-(-segment.size // file_pages.PAGE))
-    for (offset, length), size in zip(ranges, file_pages.cached(segment.descriptor, ranges), strict=True):
+    resident = bytearray(-(-whole // file_pages.PAGE))
+    for (offset, length), size in zip(ranges, file_pages.cached(descriptor, ranges), strict=True):
         if 0 < size < length:
-            return file_pages.residency(segment.descriptor, segment.size)
+            return file_pages.residency(descriptor, whole)
         if size:
             first, last = offset // file_pages.PAGE, -(-(offset + length) // file_pages.PAGE)
             resident[first:last] = b"\1" * (last - first)

@@ -16,12 +16,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from retinue.cp.host.file_pages import PAGE
+
 __all__ = ["MOST_CHUNKS", "Range", "Recency", "chunk_of", "coldest", "runs"]
 
 Range = tuple[int, int]
 """Offset and length, in bytes."""
 
-_PAGE: Final = 4096
 #: Chunks of one segment: of a larger one they are larger than a page.
 MOST_CHUNKS: Final = 1 << 18
 
@@ -47,7 +48,7 @@ _RUN: Final = re.compile(b"\1+")
 
 def chunk_of(size: int) -> int:
     """Bytes of a chunk of a segment of that size: a page or a power of two of them."""
-    chunk = _PAGE
+    chunk = PAGE
     while chunk * MOST_CHUNKS < size:
         chunk *= 2
     return chunk
@@ -85,7 +86,7 @@ class Recency:
 
     def _by_chunk(self, pages: bytes) -> bytes:
         """Whether any page of each chunk is."""
-        each = self.chunk // _PAGE
+        each = self.chunk // PAGE
         if each == 1:
             return pages
         padded = pages + bytes(self._chunks * each - len(pages))

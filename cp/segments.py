@@ -36,6 +36,8 @@ PATIENCE: Final = 1.0
 SMALL: Final = 0.4
 #: The part of what is asked for with which one goes on: the rest is asked for again soon, and a machine is left alone.
 ENOUGH: Final = 0.5
+#: Threads that have something written ahead: a full queue of the disk may keep them, and others have work as well.
+WRITERS: Final = 4
 
 _KEY: Final = "segment/"
 _MIB: Final = 1 << 20
@@ -82,6 +84,8 @@ class Segments:
         self._segments: dict[tuple[str, int], dict[str, Segment]] = {}
         self._granting = trio.Lock()
         self._turns: dict[str, trio.Lock] = {}
+        self._laying: set[str] = set()
+        self._writers = trio.CapacityLimiter(WRITERS)
 
     # -- granting ------------------------------------------------------------------------------------------------------
 
@@ -182,9 +186,9 @@ class Segments:
             self._keeper.drop(f"{_KEY}{machine}/{generation}/{segment.name}")
         if theirs:
             with trio.CancelScope(shield=True):
-                async with self._turn(machine):
-                    pass
-                await trio.to_thread.run_sync(_close, list(theirs.values()))
+                await trio.to_thread.run_sync(_empty, list(theirs.values()))
+                async with self._turn(machine):  # somebody may be putting them out, and shall find them open
+                    await trio.to_thread.run_sync(_close, list(theirs.values()))
 
     def adopt(self, kept: Mapping[str, Kept], holders: Iterable[Holder]) -> None:
         """Take over what an earlier control program had granted; ``holders`` are the processes that live."""
@@ -218,8 +222,7 @@ class Segments:
                 if (segment.device, segment.inode) not in seen:
                     seen.add((segment.device, segment.inode))
                     with contextlib.suppress(OSError):  # it has just been released
-                        if os.fstat(segment.descriptor).st_size > segment.size:
-                            os.ftruncate(segment.descriptor, segment.size)
+                        _shorten(segment)
                         found[machine] = found.get(machine, 0) + cached(segment)
         return found
 
@@ -277,13 +280,18 @@ class Segments:
     async def lay_in(self, machine: str) -> None:
         """Have the coldest pages of a machine's segments ready to be dropped, if many of those that were are gone."""
         theirs, turn = self._of(machine), self._turn(machine)
-        if not theirs or turn.locked() or max(segment.used for segment in theirs) < DUE:
+        busy = turn.locked() or machine in self._laying
+        if not theirs or busy or max(segment.used for segment in theirs) < DUE:
             return
-        async with turn:
-            with contextlib.suppress(OSError):  # it has just been released, or the host is short of something
-                looked, _ = await self._look(machine, 0)
-                await self._ask_all(machine, looked, 0)
-        await trio.to_thread.run_sync(write_ahead, self._of(machine))  # a full queue of the disk may keep it
+        self._laying.add(machine)
+        try:
+            async with turn:
+                with contextlib.suppress(OSError):  # it has just been released, or the host is short of something
+                    looked, _ = await self._look(machine, 0)
+                    await self._ask_all(machine, looked, 0)
+            await trio.to_thread.run_sync(write_ahead, self._of(machine), limiter=self._writers)
+        finally:
+            self._laying.discard(machine)
 
     def _of(self, machine: str) -> list[Segment]:
         return [each for (name, _), theirs in self._segments.items() if name == machine for each in theirs.values()]
@@ -324,10 +332,22 @@ class Segments:
         return False
 
 
-def _close(segments: list[Segment]) -> None:
+def _shorten(segment: Segment) -> None:
+    """To the size that was granted. OSError."""
+    with segment.opened() as descriptor:
+        if os.fstat(descriptor).st_size > segment.size:
+            os.ftruncate(descriptor, segment.size)
+
+
+def _empty(segments: list[Segment]) -> None:
+    """Those that are not kept."""
     for segment in segments:
         if not segment.keep:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), segment.opened() as descriptor:
                 # Here, and not where the last descriptor is closed: that is the nucleus, which has no time.
-                os.ftruncate(segment.descriptor, 0)
-        os.close(segment.descriptor)
+                os.ftruncate(descriptor, 0)
+
+
+def _close(segments: list[Segment]) -> None:
+    for segment in segments:
+        segment.close()

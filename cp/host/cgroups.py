@@ -420,6 +420,7 @@ _LIMITS: Final = {"memory": ("storage",), "cpu": ("share", "cpu"), "pids": ("tas
 
 def _remove_dead(folder: str) -> None:
     """Remove groups whose control program is no more. One with a process in it stays (rmdir(2), EBUSY)."""
+    give_up = time.monotonic() + DYING_SECONDS  # for all of them together: those who are not dying stay
     with contextlib.suppress(OSError):
         for entry in [*os.scandir(folder)]:
             found = _NAME.fullmatch(entry.name)
@@ -427,12 +428,11 @@ def _remove_dead(folder: str) -> None:
                 if found is None or entry.stat(follow_symlinks=False).st_uid != os.geteuid():
                     continue
                 if _started(int(found[1])) != int(found[2]):
-                    _remove_tree(entry.path)
+                    _remove_tree(entry.path, give_up)
 
 
-def _remove_tree(folder: str) -> None:
+def _remove_tree(folder: str, give_up: float) -> None:
     """Who dies with the owner may still be seen in it, or be there unseen: that is a matter of milliseconds."""
-    give_up = time.monotonic() + DYING_SECONDS
     for path in [*(entry.path for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)), folder]:
         with contextlib.suppress(OSError):
             while True:

@@ -3,7 +3,8 @@
 To know what a process has to itself the kernel looks at each of its pages (``smaps_rollup``, some 0.3 ms for a small
 machine), and what it counts by itself costs twenty times less: page faults, and pages in real storage. So a pass looks
 closely at who has changed by much since it was last looked at, and at the others in turn, as time allows. Who reads in
-files all the time, such as its segments, is looked at closely now and then only while nothing else of it changes.
+files all the time, such as its segments, is looked at closely now and then only while nothing else of it changes. Of
+many that are new at once some are looked at in each pass, and the others are taken to be like those that are known.
 """
 
 import os
@@ -26,6 +27,9 @@ BUDGET: Final = 0.04
 
 MUCH: Final = 64
 """Pages by which one may have changed before it is looked at in any case: 256 KiB."""
+
+FIRST: Final = 64
+"""Processes of a pass that are looked at closely for the first time: of 500 at once it would take a second."""
 
 OFTEN: Final = 0.25
 """Seconds after a close look in which it is no reason for another one that pages of files came or went."""
@@ -50,6 +54,8 @@ class _Process:
     passed: int = 0
     anonymous: int | None = None
     """Pages when it was looked at."""
+    guessed: bool = False
+    """It has not been looked at yet."""
 
 
 @attrs.frozen
@@ -68,6 +74,7 @@ class Figures:
         self._pid_of = pid_of
         self._known: dict[int, _Process] = {}
         self._marked: set[int] = set()
+        self._again: set[int] = set()
         self._passes = 0
         self._lock = threading.Lock()
 
@@ -87,10 +94,11 @@ class Figures:
     def _look_at(self, counts: dict[int, _Counts]) -> None:
         must: list[int] = []
         may: list[int] = []
+        first: list[int] = []
         for pid, now in counts.items():
             known = self._known.get(pid)
-            if known is None or known.started != now.started:
-                must.append(pid)
+            if known is None or known.guessed or known.started != now.started:
+                (must if pid in self._again else first).append(pid)
                 continue
             known.passed = self._passes
             changed = abs(now.faults - known.counted[0]) + abs(now.pages - known.counted[1])
@@ -98,8 +106,11 @@ class Figures:
                 must.append(pid)
             elif changed <= MUCH:
                 may.append(pid)
-        for pid in must:
+        self._again.clear()
+        first.sort(key=lambda pid: pid not in self._known)  # who is a zombie is not known, and keeps nobody waiting
+        for pid in must + first[:FIRST]:
             self._look(pid, counts[pid])
+        self._guess({pid: counts[pid] for pid in first[FIRST:]})
         may.sort(key=lambda pid: self._known[pid].looked)
         until = time.monotonic() + BUDGET
         for pid in may:
@@ -114,6 +125,23 @@ class Figures:
             counted = now.faults, now.pages
             looked = time.monotonic()
             self._known[pid] = _Process(now.started, counted, found, looked, self._passes, _anonymous(pid))
+
+    def _guess(self, counts: dict[int, _Counts]) -> None:
+        """From what the kernel counts by itself, where each page counts whole: in proportion to those that are known,
+        or all of it where nobody is."""
+        looked = [one for one in self._known.values() if not one.guessed and one.anonymous] if counts else []
+        whole = sum(one.anonymous or 0 for one in looked) * _PAGE
+        resident = sum(one.found.resident for one in looked) / whole if whole else 1.0
+        private = sum(one.found.private for one in looked) / whole if whole else 1.0
+        for pid, now in counts.items():
+            self._known.pop(pid, None)
+            with suppress(OSError, KeyError):
+                status = sizes(f"/proc/{pid}/status")
+                has = status[b"RssAnon"] + status[b"RssShmem"]
+                found = Storage(int(has * resident), int(has * private), status.get(b"VmSwap", 0), 0)
+                self._known[pid] = _Process(
+                    now.started, (now.faults, now.pages), found, 0.0, self._passes, guessed=True
+                )
 
     def _sum(self, pids: Sequence[int], counts: dict[int, _Counts]) -> Storage | None:
         all_of = [(self._known[pid].found, counts[pid].major) for pid in pids if pid in self._known and pid in counts]
@@ -131,6 +159,7 @@ class Figures:
         with self._lock:
             for pid in pids:
                 self._known.pop(pid, None)
+                self._again.add(pid)
 
     def working_set(self, key: Key) -> int | None:
         """See Host.working_set."""

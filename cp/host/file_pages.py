@@ -7,6 +7,7 @@ with an error, must not stop who looks after it. Every function may be called in
 import contextlib
 import ctypes
 import errno
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
@@ -25,16 +26,31 @@ PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _PROT_NONE, _MAP_SHARED = 0, 1
 _TMPFS, _RAMFS = 0x01021994, 0x858458F6  # linux/magic.h
 _SYS_CACHESTAT: Final = 451  # on every architecture
+_UNKNOWN: Final = errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP  # there is no cachestat(2), or not for this file
 _WRITE, _WRITE_AND_WAIT = 2, 7  # SYNC_FILE_RANGE_...
+_LARGE: Final = 64 << 20
+"""Bytes of a range from which other threads go on while the kernel walks over it."""
+_MOST_SLOW: Final = 64
+"""Ranges, of one call each, for which the disk may be waited for: other threads go on, and may be slow to come back."""
 # Calls of a microsecond, thousands of them: to let another thread in at each and wait for it would take seconds.
 _quick: Final = ctypes.PyDLL(None, use_errno=True)
 _quick.syscall.restype = ctypes.c_long
 _quick.syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint]
 _quick.posix_fadvise.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
+_slow: Final = ctypes.CDLL(None)
+_slow.posix_fadvise.argtypes = _quick.posix_fadvise.argtypes
 _PRESENT: Final = bytes(each >> 7 for each in range(256))
 """Of the last byte of an entry of /proc/PID/pagemap: 1 when the process has the page in its tables."""
 _MOST_MAPPINGS: Final = 64
 """Of one file in one process: a program has one or a few, and a hostile one could have 65,530."""
+
+
+class _Counts(NamedTuple):
+    """Pages of a range of a file, in real storage."""
+
+    cached: int
+    dirty: int
+    writing: int
 
 
 class Mapping(NamedTuple):
@@ -55,21 +71,30 @@ def in_memory(descriptor: int) -> bool:
 def cached(descriptor: int, ranges: Sequence[tuple[int, int]]) -> list[int]:
     """Bytes of each range (offset, length) of a file that are in real storage: by cachestat(2), or by looking at all of
     it where the kernel has none. OSError."""
-    sizes = []
+    if (counts := _count(descriptor, ranges)) is not None:
+        return [each.cached * PAGE for each in counts]
+    pages = residency(descriptor, max(offset + length for offset, length in ranges))
+    return [pages.count(1, at // PAGE, -(-(at + length) // PAGE)) * PAGE for at, length in ranges]
+
+
+def _count(descriptor: int, ranges: Sequence[tuple[int, int]]) -> list[_Counts] | None:
+    """Of each range; None where the kernel cannot tell. OSError."""
+    counts = []
     span = (ctypes.c_uint64 * 2)()
     found = (ctypes.c_uint64 * 5)()  # cached, dirty, in writeback, evicted, recently evicted: pages
     places = ctypes.addressof(span), ctypes.addressof(found)
     try:
         for span[0], span[1] in ranges:
-            if _quick.syscall(_SYS_CACHESTAT, descriptor, *places, 0) < 0:
+            if span[1] >= _LARGE:
+                libc.syscall(_SYS_CACHESTAT, descriptor, *places, 0)
+            elif _quick.syscall(_SYS_CACHESTAT, descriptor, *places, 0) < 0:
                 raise OSError(ctypes.get_errno(), "cachestat")
-            sizes.append(found[0] * PAGE)
+            counts.append(_Counts(*found[:3]))
     except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP):
+        if error.errno not in _UNKNOWN:
             raise
-        pages = residency(descriptor, max(offset + length for offset, length in ranges))
-        return [pages.count(1, at // PAGE, -(-(at + length) // PAGE)) * PAGE for at, length in ranges]
-    return sizes
+        return None
+    return counts
 
 
 def residency(descriptor: int, size: int) -> bytes:
@@ -160,11 +185,40 @@ def write_back(descriptor: int, ranges: Sequence[tuple[int, int]]) -> None:
         libc.syscall(_call("sync_file_range"), descriptor, offset, length, _WRITE_AND_WAIT)
 
 
-def drop(descriptor: int, ranges: Iterable[tuple[int, int]]) -> None:
-    """Put pages of a file out of real storage that are clean and that nobody has in his tables. OSError."""
-    for offset, length in ranges:
-        if number := _quick.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED):
+def drop(descriptor: int, ranges: Sequence[tuple[int, int]]) -> None:
+    """Put pages of a file out of real storage that are clean and that nobody has in his tables. OSError.
+
+    What is changed is begun to be written and stays. The disk may be waited for then, but other threads go on. Of very
+    many ranges that are changed in part some may stay whole.
+    """
+    if not ranges:
+        return
+    counts: Iterable[_Counts] = itertools.repeat(_Counts(1, 0, 0))
+    changed: Sequence[tuple[int, int]] = ()
+    if (whole := _count(descriptor, [_span(ranges)])) is None:
+        changed = ranges
+    elif whole[0].dirty or whole[0].writing:
+        counts = _count(descriptor, ranges) or counts
+        changed = [where for where, each in zip(ranges, counts, strict=False) if each.dirty]
+    with contextlib.suppress(OSError):  # the disk does not take them: they stay
+        begin_writing(descriptor, changed if len(changed) <= _MOST_SLOW else [_span(changed)])
+    slow = 0
+    for (offset, length), each in zip(ranges, counts, strict=False):
+        if max(each.dirty, each.writing) >= each.cached:
+            continue  # there is nothing that could go
+        call = _quick.posix_fadvise
+        if each.dirty or each.writing or length >= _LARGE:
+            if (slow := slow + 1) > _MOST_SLOW and length < _LARGE:
+                continue
+            call = _slow.posix_fadvise
+        if number := call(descriptor, offset, length, os.POSIX_FADV_DONTNEED):
             raise OSError(number, os.strerror(number))
+
+
+def _span(ranges: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The range from the first to the last."""
+    first, last = min(offset for offset, _ in ranges), max(offset + length for offset, length in ranges)
+    return first, last - first
 
 
 def _call(name: str) -> int:

@@ -6,9 +6,8 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retinue.cp.host.file_pages import PAGE
 from retinue.cp.recency import MOST_CHUNKS, Recency, chunk_of, coldest, runs
-
-PAGE = 4096
 
 
 def every(chunks: set[int], of: int) -> bytes:

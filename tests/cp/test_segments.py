@@ -18,8 +18,10 @@ import attrs
 import pytest
 import trio
 
+from retinue.cp import eviction, segments
 from retinue.cp.directory import MachineEntry, System
 from retinue.cp.directory.model import PagingVolume
+from retinue.cp.eviction import Segment as Paged
 from retinue.cp.host import file_pages
 from retinue.cp.host.interface import Kept
 from retinue.cp.segments import MOST, Segments, place
@@ -252,6 +254,101 @@ async def test_a_segment_that_its_machine_has_cut_short_does_no_harm(stage: Stag
     os.close(descriptor)
     assert await stage.segments.evict("WORK") <= 4096
     assert stage.segments.resident() == {"WORK": 0}
+
+
+def test_a_file_that_has_got_the_number_of_a_closed_segment_is_left_alone(tmp_path: pathlib.Path) -> None:
+    """Who still looks at the segment in a thread finds it closed; who has begun goes on with the file that it was."""
+    segment = Paged.of("data", False, os.open(tmp_path / "data", os.O_RDWR | os.O_CREAT))
+    number = segment.descriptor
+    with open(tmp_path / "other", "w+b") as other, segment.opened() as begun:
+        os.truncate(other.fileno(), MIB)
+        segment.close()
+        os.dup2(other.fileno(), number)
+        try:
+            assert os.fstat(begun).st_ino == segment.inode
+            with pytest.raises(OSError, match="closed"):
+                segments._shorten(segment)
+            eviction.write_ahead([segment])
+            segment.close()
+            assert os.fstat(number).st_size == MIB
+        finally:
+            os.close(number)
+
+
+async def test_what_is_not_kept_is_gone_before_anybody_is_waited_for(stage: Stage) -> None:
+    """A machine that has ended may be asked for its pages just then; it is closed after that."""
+    await stage.grant("data", MIB)
+    descriptor = await stage.segments.grant(stage.machine, "data", MIB, keep=False)
+    async with trio.open_nursery() as nursery, stage.segments._turn("WORK"):
+        nursery.start_soon(stage.segments.release, "WORK", 1)
+        with trio.fail_after(10):
+            while os.fstat(descriptor).st_size:
+                await trio.lowlevel.checkpoint()
+        assert len(nursery.child_tasks) == 1
+    os.close(descriptor)
+
+
+async def test_a_machine_whose_changes_are_being_written_is_not_asked_for_more(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that takes nothing keeps one thread for each machine, and no more."""
+    begun, go_on, entered = threading.Event(), threading.Event(), 0
+    begin_writing = file_pages.begin_writing
+
+    def slow(descriptor: int, ranges: Any) -> None:
+        nonlocal entered
+        entered += 1
+        begun.set()
+        go_on.wait()
+        begin_writing(descriptor, ranges)
+
+    monkeypatch.setattr(file_pages, "begin_writing", slow)
+    fill(await stage.grant("data", MIB))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stage.segments.lay_in, "WORK")
+        try:
+            await trio.to_thread.run_sync(begun.wait)
+            stage.segments._of("WORK")[0].stock = 0  # it is due again
+            with trio.fail_after(10):
+                await stage.segments.lay_in("WORK")
+        finally:
+            go_on.set()
+    assert (stage.machine.asked, entered) == (1, 1)
+
+
+@pytest.mark.parametrize("told", ["by cachestat", "by nobody", "of large ranges"])
+def test_what_is_changed_is_begun_to_be_written_and_what_is_clean_goes(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
+    """And other threads go on meanwhile: no call that may wait for the disk is a quick one."""
+    if told == "by nobody":
+        monkeypatch.setattr(file_pages, "_count", lambda *_: None)
+    if told == "of large ranges":
+        monkeypatch.setattr(file_pages, "_LARGE", 1)
+    pages, dropped = 400, file_pages._quick.posix_fadvise
+    quick: set[int] = set()
+
+    def counted(descriptor: int, offset: int, length: int, advice: int) -> Any:
+        quick.add(offset // file_pages.PAGE)
+        return dropped(descriptor, offset, length, advice)
+
+    monkeypatch.setattr(file_pages._quick, "posix_fadvise", counted)
+    with open(tmp_path / "data", "w+b", buffering=0) as file:
+        for _ in range(pages):  # one by one: several at once may be bound together
+            file.write(bytes(file_pages.PAGE))
+        file_pages.write_back(file.fileno(), [(0, pages * file_pages.PAGE)])
+        for page in range(0, pages, 4):
+            os.pwrite(file.fileno(), b"x", page * file_pages.PAGE)
+        wanted = [(page * file_pages.PAGE, file_pages.PAGE) for page in range(0, pages, 2)]
+        file_pages.drop(file.fileno(), wanted)
+        counts = file_pages._count(file.fileno(), [(0, pages * file_pages.PAGE)])
+        if counts is not None:
+            assert counts[0].dirty == 0
+            assert quick == (set() if told == "of large ranges" else set(range(2, pages, 4)))
+        file_pages.write_back(file.fileno(), [(0, pages * file_pages.PAGE)])
+        file_pages.drop(file.fileno(), wanted)
+        assert not any(file_pages.cached(file.fileno(), wanted))
+        assert os.pread(file.fileno(), 1, 4 * file_pages.PAGE) == b"x"
 
 
 async def test_a_machine_that_has_made_its_segment_longer_loses_what_it_added(stage: Stage) -> None:

@@ -387,6 +387,39 @@ def test_groups_of_the_dead_are_removed_and_others_stay() -> None:
     assert not any(map(os.path.exists, folders))
 
 
+@needs_any
+def test_groups_in_which_somebody_lives_are_waited_for_together(
+    monkeypatch: pytest.MonkeyPatch, process: type[Process]
+) -> None:
+    """Their owner is dead, and they are not: a start takes no longer for many of them than for one."""
+    folder = next(one.folder for one in present.values() if one.version)
+    until: set[float] = set()
+    wait = cgroups._wait_for_the_dead
+
+    def waited(pids: set[int], give_up: float) -> None:
+        until.add(give_up)
+        wait(pids, give_up)
+
+    monkeypatch.setattr(cgroups, "_wait_for_the_dead", waited)
+    owner = stat(os.getpid())[19]
+    made = [pathlib.Path(folder, f"retinue-TEST{number}-{os.getpid()}-{int(owner) + 1}") for number in range(3)]
+    lives = [process("private", str(MIB)) for _ in made]
+    try:
+        for group, one in zip(made, lives, strict=True):
+            group.mkdir()
+            group.joinpath("cgroup.procs").write_text(str(one.popen.pid))
+        begun = time.monotonic()
+        cgroups._remove_dead(folder)
+        assert len(until) == 1
+        assert begun < until.pop() < time.monotonic() + cgroups.DYING_SECONDS
+        assert all(group.is_dir() for group in made)
+    finally:
+        for one in lives:
+            one.end()
+        cgroups._remove_dead(folder)
+    assert not any(group.exists() for group in made)
+
+
 @needs_root
 @needs_memory
 def test_what_root_has_given_away_works_without_privilege(tmp_path: pathlib.Path) -> None:

@@ -13,6 +13,8 @@ from tests.volumes import MIB, open_volume, root_only
 
 from retinue.cp.host.errors import PagingRefused
 from retinue.cp.host.figures import Figures, look
+from retinue.cp.host.interface import Storage
+from retinue.cp.host.kernel_files import sizes
 from retinue.cp.host.paging import ITSELF, NONE, Paging, pressure, swap_free
 from retinue.cp.host.ranges import ranges
 
@@ -212,6 +214,41 @@ def test_a_pass_over_many_is_bounded() -> None:
         begun = time.thread_time()
         figures.measure(keys)
         assert time.thread_time() - begun < 1
+
+
+def test_many_that_are_new_are_guessed_until_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From those that are known, and whole where nobody is; who was paged out is looked at in any case."""
+    looked: list[int] = []
+
+    def counted(pid: int) -> Storage | None:
+        looked.append(pid)
+        return look(pid)
+
+    monkeypatch.setattr("retinue.cp.host.figures.look", counted)
+    monkeypatch.setattr("retinue.cp.host.figures.BUDGET", 0.0)
+    monkeypatch.setattr("retinue.cp.host.figures.FIRST", 0)
+    with running() as one, running("kept.append(fill(bytearray(16 << 20)))") as two:
+        one.do("0")
+        two.do("0")
+        pids = {KEY: one.pid, ("OTHER", 1): two.pid}
+        figures = Figures(pids.__getitem__)
+        status = sizes(f"/proc/{two.pid}/status")
+        assert figures.measure(pids)["OTHER", 1].private == status[b"RssAnon"] + status[b"RssShmem"]
+        assert looked == []
+        monkeypatch.setattr("retinue.cp.host.figures.FIRST", 1)
+        found = figures.measure(pids)
+        assert looked == [one.pid]
+        exact = look(two.pid)
+        assert exact is not None
+        assert abs(found["OTHER", 1].resident - exact.resident) < 2 * MIB
+        looked.clear()
+        figures.measure(pids)
+        assert looked == [two.pid]
+        looked.clear()
+        monkeypatch.setattr("retinue.cp.host.figures.FIRST", 0)
+        figures.changed([two.pid])
+        figures.measure(pids)
+        assert looked == [two.pid]
 
 
 def test_means_have_names() -> None:
