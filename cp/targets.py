@@ -1,14 +1,18 @@
 """The machines that a path may lead to: one behind a name, or several instances, of which the least busy is chosen."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
 from retinue.cp.circuit import Circuit
 from retinue.pipes import Rejected
+
+HOPE: Final = 5.0
+"""Seconds for which an instance that is about to be READY is waited for before one more is started."""
 
 
 class Target(Protocol):
@@ -78,8 +82,11 @@ class Targets:
     async def choose(self, to: str, *, wait: bool, instance: int | None = None) -> Target:
         """One that is READY now: of several the one with the fewest paths. If none is, one of those at rest is started.
 
-        ``instance`` asks for that one and no other. Rejected ``unknown-instance``, ``not-ready`` or ``broken``.
+        While one is about to be READY no other is started, unless that takes long; and if it will not be, the next one
+        is. ``instance`` asks for that one and no other. Rejected ``unknown-instance``, ``not-ready`` or ``broken``.
         """
+        tried: set[str] = set()
+        hoped: list[Target] | None = None
         while True:
             targets = self._of(to)
             if not targets:
@@ -92,16 +99,30 @@ class Targets:
                 # No other task has its turn if it is ready: what is offered is offered to what was found ready.
                 await targets[0].wait_ready(wait=wait)
                 return targets[0]
-            ready, refusal = await _ready_among(targets)
+            ready, refusals = await _ready_among(targets)
             if ready:
                 chosen = min(ready, key=self._burden)
                 self._turn[chosen.name] = next(self._turns)
                 return chosen
-            if refusal is not None and (refusal.code == "broken" or not wait):
+            # Of several reasons that of one which may still become READY.
+            refusal = min(refusals.values(), key=lambda each: each.code == "broken")
+            if refusal.code == "broken" or not wait:
                 raise refusal
             awake = [each for each in targets if not each.rests]
-            resting = sorted((each for each in targets if each.rests), key=self._burden)
-            await self._wait_for_one(awake + resting[:1])
+            resting = sorted((each for each in targets if each.rests and each.name not in tried), key=self._burden)
+            hopeful = [each for each in awake if refusals[each.name].code != "broken"]
+            woken = resting[:1] if not hopeful or hopeful == hoped else []
+            if not awake and not woken:
+                raise refusal
+            others = any(each not in woken for each in resting)
+            with trio.move_on_after(HOPE if others else math.inf) as scope:
+                try:
+                    await self._wait_for_one(awake + woken)
+                except Rejected:
+                    if not others:
+                        raise
+                    tried.update(each.name for each in woken)
+            hoped = hopeful if scope.cancelled_caught else None
 
     def _burden(self, target: Target) -> tuple[int, int]:
         return self._paths(target.name), self._turn.get(target.name, 0)
@@ -146,18 +167,17 @@ class Targets:
             raise refusals[targets[0].name]
 
 
-async def _ready_among(targets: Sequence[Target]) -> tuple[list[Target], Rejected | None]:
-    """Those that are READY, and why another is not, if possible one that may still become so."""
+async def _ready_among(targets: Sequence[Target]) -> tuple[list[Target], dict[str, Rejected]]:
+    """Those that are READY, and why the others are not, by name."""
     ready: list[Target] = []
-    refusal: Rejected | None = None
+    refusals: dict[str, Rejected] = {}
     for target in targets:
         try:
             await target.wait_ready(wait=False)
             ready.append(target)
         except Rejected as exc:
-            if refusal is None or (refusal.code == "broken" and exc.code != "broken"):
-                refusal = exc
-    return ready, refusal
+            refusals[target.name] = exc
+    return ready, refusals
 
 
 def _number(target: Target) -> int:

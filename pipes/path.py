@@ -123,6 +123,15 @@ class Path(Receiver):
         finally:
             self._end()
 
+    async def wait_written(self) -> None:
+        """Until everything that was handed over has been written, or the path has ended.
+
+        As long as others with descriptors were not read, one with descriptors is not.
+        """
+        self.flush()
+        await self._wait_written()
+        await trio.lowlevel.checkpoint()
+
     def _end(self) -> None:
         if self._over:
             return
@@ -212,7 +221,12 @@ class Path(Receiver):
 
     @property
     def engaged(self) -> bool:
-        """Whether a message of either end is outstanding."""
+        """Whether a message of either end is outstanding.
+
+        Without a descriptor also whether anything is :attr:`wanted`: else whoever sleeps at the other end may sleep on.
+        """
+        if self.session.link.binding is Binding.UNBOUND:
+            return self.wanted or self.session.outstanding != (0, 0)
         return not self._ended_all()
 
     @property

@@ -174,7 +174,7 @@ class Machine(Generic[C]):
         """A connection to a UNIX socket of the host, by its path, or as ``@name`` if it is abstract.
 
         For the machine with the network, and those addresses that its ``host_sockets`` names: else AccessDenied.
-        :exc:`~retinue.svm.OutsideFailed` when the host does not connect it, Rejected ``exhausted``.
+        :exc:`~retinue.svm.OutsideFailed` when the host does not connect it, Rejected ``exhausted`` or ``stopping``.
         """
         return await host_stream(self._control, address)
 

@@ -36,11 +36,14 @@ class Machine:
         self.idents: list[int] = []
         self.broken: str | None = None
         self.rests = False
+        self.wakes = False  # as the real one when it is waited for
         self.waited: list[bool] = []
         self.during: Callable[[], Awaitable[None]] | None = None
 
     async def wait_ready(self, *, wait: bool) -> None:
         self.waited.append(wait)
+        if wait and self.wakes:
+            self.rests = False
         if self.broken is not None:
             raise Rejected("broken", self.broken)
         if not wait and not self.ready.is_set():

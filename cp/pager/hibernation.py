@@ -8,6 +8,7 @@ They rest in the order in which pages are taken: the oldest-idle first, of equal
 larger; and who has something reserved after all others.
 """
 
+import contextlib
 import math
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
@@ -36,7 +37,16 @@ AHEAD: Final = 3
 """Machines that are asked more than have to rest, so that it is known of the next ones since when nothing passes."""
 
 PATIENCE: Final = 1.0
-"""Seconds that a machine may take to say what has passed: one that is idle needs milliseconds."""
+"""Seconds that all questions of one pass may take: a machine that is idle needs milliseconds for its answer."""
+
+AT_ONCE: Final = 8
+"""Machines that are asked, and rest, at the same time."""
+
+SOON: Final = 0.1
+"""Seconds after which the next ones are asked although not all have answered."""
+
+LEAVES: Final = 5.0
+"""Seconds for which one that is ending counts as good as gone; from then on others rest instead."""
 
 
 @attrs.define
@@ -49,6 +59,10 @@ class _Known:
     """When it has said so first."""
     used: float
     """When it was used last, as far as can be told."""
+    answered: bool
+    """It has had a message, and had answered all of them."""
+    mute: bool = False
+    """It did not say anything in time: others are asked before it."""
 
     def quiet_for(self, now: float) -> float:
         """Seconds for which nothing has passed, for all that is known."""
@@ -61,6 +75,7 @@ class _Candidate:
     process: "Incarnation"
     record: Record
     used: float
+    mute: bool
 
     @property
     def key(self) -> Key:
@@ -72,9 +87,9 @@ class _Candidate:
         return self.record.storage.private + self.record.segments
 
     @property
-    def place(self) -> tuple[bool, int, int, int, str]:
+    def place(self) -> tuple[bool, bool, int, int, int, str]:
         entry = self.life.entry
-        return entry.reserve > 0, math.floor(self.used), entry.priority, -self.gain, entry.name
+        return self.mute, entry.reserve > 0, math.floor(self.used), entry.priority, -self.gain, entry.name
 
 
 class Hibernation:
@@ -84,14 +99,22 @@ class Hibernation:
         self._census = census
         self._put_out = put_out
         self._known: dict[Key, _Known] = {}
-        self._leaving: dict[Key, int] = {}
+        self._leaving: dict[Key, tuple[int, float]] = {}  # what they have, and until when it counts as free
+        self._wanted = 0
+        self._until = 0.0  # when the questions of this pass must be answered
         self.pending = False
         """Somebody is idle who may rest in a moment."""
 
     @property
     def goes_on(self) -> bool:
         """Somebody is about to rest: then nothing is worse yet."""
-        return self.pending or bool(self._leaving)
+        return self.pending or self._coming > 0
+
+    @property
+    def _coming(self) -> int:
+        """What is free in a moment."""
+        now = trio.current_time()
+        return sum(gain for gain, until in self._leaving.values() if now < until)
 
     async def make_room(self, lives: Iterable["Life"], wanted: int) -> None:
         """Let machines rest until so many bytes are free, or will be when they have ended."""
@@ -100,18 +123,44 @@ class Hibernation:
             return
         candidates = sorted(self._candidates(lives), key=lambda each: each.place)
         self._known = {each.key: self._known[each.key] for each in candidates if each.key in self._known}
-        wanted -= sum(self._leaving.values())
-        ahead = AHEAD
-        for each in candidates:
-            if wanted > 0:
-                if await self._is_idle(each) and await self._rests(each):
-                    wanted -= each.gain
-            elif ahead <= 0:
-                break
-            else:
-                ahead -= 1
+        self._wanted, self._until = wanted - self._coming, trio.current_time() + PATIENCE
+        async with trio.open_nursery() as nursery:
+            while candidates and self._wanted > 0:
+                number = self._enough(candidates)
+                with trio.move_on_after(SOON):
+                    await self._try_all(nursery, candidates[:number])
+                del candidates[:number]
+        async with trio.open_nursery() as nursery:
+            for each in candidates[:AHEAD]:
                 if each.key not in self._known:
-                    await self._is_idle(each)  # from now on it is known since when
+                    nursery.start_soon(self._is_idle, each)  # from now on it is known since when
+
+    def _enough(self, candidates: list[_Candidate]) -> int:
+        """How many of them have to rest so that there is room, if all can; those are asked at the same time."""
+        left = self._wanted
+        for number, each in enumerate(candidates[:AT_ONCE], 1):
+            left -= each.gain
+            if left <= 0:
+                return number
+        return min(len(candidates), AT_ONCE)
+
+    async def _try_all(self, nursery: trio.Nursery, candidates: list[_Candidate]) -> None:
+        """Let those rest who are idle, in tasks of the nursery. Returns when it is known of all."""
+        left, known = len(candidates), trio.Event()
+
+        async def try_one(each: _Candidate) -> None:
+            nonlocal left
+            if await self._is_idle(each) and self._wanted > 0:
+                self._wanted -= each.gain
+                if not await self._rests(each):
+                    self._wanted += each.gain
+            left -= 1
+            if not left:
+                known.set()
+
+        for each in candidates:
+            nursery.start_soon(try_one, each)
+        await known.wait()
 
     def ended(self, process: "Incarnation") -> None:
         """What it had is free."""
@@ -129,52 +178,67 @@ class Hibernation:
             used = max(process.ready_at or 0.0, record.ran)
             if (known := self._known.get(key)) is not None:
                 used = max(used, known.used)
-            candidate = _Candidate(life, process, record, used)
+            candidate = _Candidate(life, process, record, used, known is not None and known.mute)
             if candidate.gain >= LEAST:
                 yield candidate
 
     async def _is_idle(self, candidate: _Candidate) -> bool:
         """Whether nothing has passed for a moment, and what it was started for is done."""
         now, known = trio.current_time(), self._known.get(candidate.key)
-        if known is None or known.counts is None or known.quiet_for(now) >= QUIET:
-            counts = await self._ask(candidate)
-            now = trio.current_time()
-            if known is None or known.counts != counts:
-                used = candidate.used if known is None else now
-                known = self._known[candidate.key] = _Known(counts, now, used)
-        if known.counts is None or not (any(known.counts) or candidate.process.ready_for >= FAIR):
+        works = now - candidate.record.ran < QUIET
+        if known is None or (not works and (known.counts is None or known.quiet_for(now) >= QUIET)):
+            said = await self._ask(candidate)
+            if said is None:
+                return False
+            now = said.since
+            if known is None or known.counts != said.counts:
+                said.used = candidate.used if known is None else now
+                known = self._known[candidate.key] = said
+            known.mute = said.mute
+        if known.counts is None or not (known.answered or candidate.process.ready_for >= FAIR):
             return False
         if known.quiet_for(now) < QUIET:
             self.pending = True
             return False
-        return now - candidate.record.ran >= QUIET
+        return not works
 
     async def _rests(self, candidate: _Candidate) -> bool:
         known = self._known[candidate.key]
         if candidate.record.segments:
             # Else they would stay in real storage without anybody who has them.
             await self._put_out(candidate.record)
-            if await self._ask(candidate) != known.counts:
+            said = await self._ask(candidate)
+            if said is None or said.counts != known.counts:
                 return False
         # Nothing happens between the answer and this: whoever calls from here on finds that it rests.
         text = f"rests: real storage was wanted, and nothing has passed for {trio.current_time() - known.used:.1f} s"
-        self._leaving[candidate.key] = candidate.gain
+        self._leaving[candidate.key] = candidate.gain, trio.current_time() + LEAVES
         if not candidate.life.rest(candidate.process, text):
             del self._leaving[candidate.key]
             return False
         return True
 
-    async def _ask(self, candidate: _Candidate) -> tuple[int, ...] | None:
-        """What has passed; None while some has no answer, or it has byte streams, or it does not say."""
+    async def _ask(self, candidate: _Candidate) -> _Known | None:
+        """What it says; no counts if it has byte streams, too, or does not say. None: there is no time to ask it."""
+        if trio.current_time() >= self._until:
+            return None
         before = self._census.cpu_time(candidate.record.machine)
         found: Any = None
-        with trio.move_on_after(PATIENCE):
-            try:
-                found = await candidate.process.ask("meters")
-            except PathError:
-                return None
+        with trio.move_on_at(self._until) as scope, contextlib.suppress(PathError):
+            found = await candidate.process.ask("meters")
         candidate.record.pardon(before, self._census.cpu_time(candidate.record.machine))
         match found:
             case {"streams": 0}:
-                return count_passed(found)
-        return None
+                counts = count_passed(found)
+            case _:
+                counts = None
+        now = trio.current_time()
+        return _Known(counts, now, now, _has_served(found), mute=scope.cancelled_caught)
+
+
+def _has_served(untrusted: Any) -> bool:
+    """Whether anybody has said anything to it."""
+    match untrusted:
+        case {"serves": dict(serves)}:
+            return any(isinstance(meter, dict) and meter.get("received") for meter in serves.values())
+    return False

@@ -6,7 +6,8 @@ order, with time between for each to have its effect. Pure policy, on a clock th
 As long as something is taken nothing is worse yet; but not for ever. Where machines have more than there is directly
 after each look, half a minute long, they have it back as fast as it is taken, and the rest is too little: that is the
 same as if nothing could be taken. It is not when they are within the limit after any look: who works in more than there
-is, and has it read back all the time, is slow, which is what paging is for.
+is, and has it read back all the time, is slow, which is what paging is for. Nor is it while they come nearer to it, as
+on a slow device after the limit was lowered.
 """
 
 from collections.abc import Iterable
@@ -27,6 +28,12 @@ HOLD: Final = 5.0
 
 VAIN: Final = 30.0
 """Seconds over the limit after every look, after which it does not count any more that something is taken."""
+
+PROGRESS: Final = 0.01
+"""The part of the limit by which they have less, so that the time begins anew."""
+
+LOOKS: Final = 10
+"""Looks that there must have been in that time."""
 
 
 class Step(IntEnum):
@@ -56,7 +63,9 @@ class Overcommit:
     def __init__(self) -> None:
         self.step = Step.FITS
         self._since = 0.0
-        self._over: float | None = None  # since when it was over the limit after every look
+        self._over: float | None = None  # since when it was over the limit after every look, and has not come nearer
+        self._had = 0  # bytes that all had then
+        self._looks = 0  # since then
 
     def look(self, now: float, total: int, limit: int | None, *, more: bool) -> Step | None:
         """The step to take now; None for nothing.
@@ -66,9 +75,11 @@ class Overcommit:
         """
         if limit is None or total <= limit:
             self._over = None
-        elif self._over is None:
-            self._over = now
-        more = more and (self._over is None or now - self._over < VAIN)
+        elif self._over is None or total <= self._had - limit * PROGRESS:
+            self._over, self._had, self._looks = now, total, 0
+        else:
+            self._looks += 1
+        more = more and (self._over is None or now - self._over < VAIN or self._looks < LOOKS)
         if limit is None or total <= limit * LOW or (total <= limit and self.step is Step.FITS):
             changed, self.step = self.step is not Step.FITS, Step.FITS
             return Step.FITS if changed else None

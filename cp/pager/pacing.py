@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["AGAIN", "Pacing"]
 
 FILLING: Final = 2.0
-"""Seconds for which a machine that does not become ready counts with all of its storage."""
+"""Seconds from its birth on for which a machine that does not become ready counts with all of its storage."""
 
 LONGEST: Final = 5.0
-"""Seconds without any beginning after which one begins though machines have all that there is."""
+"""Seconds that a machine waits for room at most, and between two that begin without; a birth counts no longer, too."""
 
 AGAIN: Final = 0.1
 """Seconds between two looks while a machine waits."""
@@ -49,7 +49,7 @@ class Pacing:
         self._census = census
         self._known = known
         self._young: list[_Young] = []
-        self._last = float("-inf")
+        self._crowded = float("-inf")  # when somebody has begun last although there was no room
         self._wanted: dict[str, int] = {}  # by machines that wait to be born
 
     def admits(self, life: "Life", now: float, asked: float, limit: int) -> bool:
@@ -57,10 +57,10 @@ class Pacing:
         had = self._known(life.name)
         need = int(min(life.entry.storage, limit * UNKNOWN)) if had is None else had
         short = self._census.total + self._coming(life, now) + need > limit
-        if short and now - max(asked, self._last) < LONGEST:
+        if short and now - max(asked, self._crowded) < LONGEST:
             self.want(life, need)
             return False
-        self._begins(life, now)
+        self._begins(life, now, crowded=short)
         return True
 
     def want(self, life: "Life", need: int) -> None:
@@ -85,14 +85,16 @@ class Pacing:
             return True  # it was admitted
         total = self._census.total
         short = total + self._coming(life, now) + self._left(life) > limit
-        if short and (self._young or (total > limit * HIGH and now - max(asked, self._last) < LONGEST)):
+        crowded = short and (bool(self._young) or total > limit * HIGH)
+        if crowded and now - max(asked, self._crowded) < LONGEST:
             return False
-        self._begins(life, now)
+        self._begins(life, now, crowded=crowded)
         return True
 
-    def _begins(self, life: "Life", now: float) -> None:
+    def _begins(self, life: "Life", now: float, *, crowded: bool) -> None:
         self._young.append(_Young(life, now))
-        self._last = now
+        if crowded:
+            self._crowded = now
 
     def _coming(self, life: "Life", now: float) -> int:
         """By how much all others may grow that have just begun."""
@@ -103,7 +105,9 @@ class Pacing:
     def _more(self, young: _Young, now: float) -> int | None:
         """By how much it may grow before it is looked at; None if it is like all others by now."""
         process = young.life.current
-        if process is None or now - young.since >= FILLING:
+        if process is None or now - young.since >= LONGEST:
+            return None
+        if process.born_at is not None and now - max(young.since, process.born_at) >= FILLING:
             return None
         record = self._census.records.get((process.name, process.generation))
         if record is not None and process.ready_at is not None and record.looked >= process.ready_at:

@@ -13,10 +13,11 @@ from retinue.cp.death import Cause, Trouble
 from retinue.cp.host.interface import PagingRefused
 from retinue.cp.pager.admission import Admission, Room
 from retinue.cp.pager.census import Census, Machine, Record
+from retinue.cp.pager.growth import Growth
 from retinue.cp.pager.hibernation import Hibernation
 from retinue.cp.pager.overcommit import Overcommit, Step, victim
 from retinue.cp.pager.pacing import AGAIN, Pacing
-from retinue.cp.pager.policy import LEAST, Figures, Take, plan, target
+from retinue.cp.pager.policy import HIGH, LEAST, LOW, Figures, Take, plan, target
 from retinue.cp.syslog import NOTICE, WARNING
 from retinue.cp.watch import mebibytes
 from retinue.cp.watchdog import BEATS
@@ -34,9 +35,6 @@ EVERY: Final = 1.0
 
 SOONEST: Final = 0.02
 """The same while machines take storage faster than it can be looked at."""
-
-MOST_AHEAD: Final = 0.25
-"""The part of the limit that is kept free, at most, for what machines take while pages are put out."""
 
 SELDOM: Final = 4.0
 """The same while nobody runs and there is room."""
@@ -94,7 +92,7 @@ class Pager:
         self._total = 0  # bytes after the last pass
         self._passed = 0.0  # when it looked for it
         self._rate = 0.0  # by how many a second they grew before it
-        self._took = 0.0  # seconds
+        self._growth = Growth()
         self._evicted = 0  # bytes of segments in the last pass
         self._short = 0  # passes after which there was not enough room
 
@@ -185,8 +183,7 @@ class Pager:
     # -- over the death of a control program ---------------------------------------------------------------------------
 
     def _keep(self) -> None:
-        stopped = [key for key in self._stopped if key in self.census.records]
-        self._cp.host.keep(KEY, {"ended": self.admission.note(), "stopped": stopped})
+        self._cp.host.keep(KEY, {"ended": self.admission.note(), "stopped": list(self._stopped)})
 
     def restore(self, note: Mapping[str, Any]) -> None:
         """Go on with what an earlier control program has noted. Figures are taken anew."""
@@ -209,10 +206,13 @@ class Pager:
             try:
                 await self.pass_()
             except OSError as exc:
-                # A host that is short of everything refuses descriptors, too: that must not end the control program.
-                self._tell_once(f"the pager could not look at the machines: {exc.strerror}")
+                self._cannot("look at the machines", exc)
             with trio.move_on_after(self._wait()):
                 await self._changed.wait()
+
+    def _cannot(self, what: str, exc: OSError) -> None:
+        """A host that is short of everything refuses descriptors, too: that must not end the control program."""
+        self._tell_once(f"the pager could not {what}: {exc.strerror}")
 
     def _wait(self) -> float:
         """Seconds until the next look: few when the machines would have used up their room before it otherwise."""
@@ -228,12 +228,12 @@ class Pager:
         """The limit, less what machines take while a pass goes on, which comes too late for it."""
         if self.limit is None:
             return None
-        ahead = int(min(max(self._rate, 0.0) * self._took, self.limit * MOST_AHEAD))
-        return self.limit - max(ahead, self._pacing.wanted(self.limit))
+        return min(self._growth.aim(self.limit), self.limit - self._pacing.wanted(self.limit))
 
     async def look(self) -> None:
         """Take the figures of every machine."""
         async with self._looking:
+            self._stopped = {key for key in self._stopped if self._process(*key) is not None}
             machines = [self._machine(life, each) for life in self._cp.lives.values() for each in life.processes]
             await trio.to_thread.run_sync(self._look, trio.current_time(), machines, abandon_on_cancel=True)
 
@@ -257,19 +257,21 @@ class Pager:
 
     async def pass_(self) -> None:
         """Look, take what is too much, and go on as far as that does not help."""
-        began = trio.current_time()
         await self.look()
         now, limit = trio.current_time(), self.limit
+        high = LOW if self.overcommit.holds else HIGH  # nobody is started before there is room down to there
         figures = self.census.figures(now)
+        if self._passed:
+            self._growth.note(now, self.census.total - self._total)
         rate = (self.census.total - self._total) / max(now - self._passed, SOONEST)
         self._rate = max(rate, self._rate / 2)
         segments, self._evicted = sum(record.segments for record in self.census.records.values()), 0
-        taken = await self._take_all(plan(figures, self._aim(), self._cp.host.pressure()))
+        taken = await self._take_all(plan(figures, self._aim(), self._cp.host.pressure(), high))
         total = self._total = max(self.census.total - taken, 0)
         # What they have grown by since is seen at the next look, and was in the time from this one on.
-        self._passed, self._took = now, trio.current_time() - began
+        self._passed = now
         if limit is not None:
-            excess = total - target(total, limit - self._pacing.wanted(limit))
+            excess = total - target(total, limit - self._pacing.wanted(limit), high)
             self._short = self._short + 1 if excess > 0 else 0
             if taken >= LEAST and self._short <= GO_ON:
                 excess -= max(segments - self._evicted, 0)  # which goes at the next looks
@@ -294,8 +296,12 @@ class Pager:
 
         async def take_one(take: Take) -> None:
             nonlocal total
+            taken = 0
             async with places:
-                taken = await self._take(take)
+                try:
+                    taken = await self._take(take)
+                except OSError as exc:  # not out of the nursery, where it would be one of a group
+                    self._cannot(f"take pages from {take.name}", exc)
             total += taken
 
         async with trio.open_nursery() as nursery:
@@ -332,7 +338,11 @@ class Pager:
             return 0
         key = record.machine.name, record.machine.generation
         still = functools.partial(self._still, key)
-        gone = await self.segments.evict(key[0], None if most is None else min(most, record.segments), still)
+        try:
+            gone = await self.segments.evict(key[0], None if most is None else min(most, record.segments), still)
+        except OSError as exc:
+            self._cannot(f"put out segments of {key[0]}", exc)
+            return 0
         self._evicted += gone
         return gone
 

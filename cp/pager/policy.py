@@ -71,19 +71,22 @@ class Take:
     why: str
 
 
-def target(total: int, limit: int | None) -> int:
-    """The bytes that all machines together should have afterwards."""
-    if limit is None or total <= limit * HIGH:
+def target(total: int, limit: int | None, high: float = HIGH) -> int:
+    """The bytes that all machines together should have afterwards; from the part ``high`` on pages are taken."""
+    if limit is None or total <= limit * high:
         return total
     return int(limit * LOW)
 
 
-def plan(machines: Sequence[Figures], limit: int | None, pressure: float | None = None) -> list[Take]:
+def plan(
+    machines: Sequence[Figures], limit: int | None, pressure: float | None = None, high: float = HIGH
+) -> list[Take]:
     """What to take from whom, in this order; at most one :class:`Take` for each machine.
 
     :param limit: bytes of real storage that all of them together may have; None for no bound.
     :param pressure: the part of the time in which tasks waited for storage, 0 to 1; None if nobody knows. Without a
         limit, and without a machine that is to be paged out when idle, nothing is taken: that is the kernel's business.
+    :param high: as for :func:`target`.
     """
     taken: dict[tuple[str, int], int] = {}
     why: dict[tuple[str, int], str] = {}
@@ -103,7 +106,7 @@ def plan(machines: Sequence[Figures], limit: int | None, pressure: float | None 
             take(machine, machine.above(machine.reserve), "idle")
 
     total = sum(machine.resident for machine in machines)
-    excess = total - sum(taken.values()) - target(total, limit)
+    excess = total - sum(taken.values()) - target(total, limit, high)
     if limit is not None:
         for stage in _stages(machines):
             if excess <= 0:

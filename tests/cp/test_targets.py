@@ -12,6 +12,7 @@ from tests.boards import Bench, Machine, Return, open_board
 
 from retinue.cp import circuit
 from retinue.cp.directory import Edge
+from retinue.cp.targets import HOPE
 from retinue.pipes import Rejected
 
 NAMES = ("S@1", "S@2", "S@3")
@@ -93,6 +94,67 @@ async def test_instances_at_rest_are_started_one_at_a_time(bench: Bench) -> None
         third.ready.set()
         stack.enter_context(await bench.connect(to="S", instance=3))
         assert any(third.waited)
+
+
+async def test_callers_wait_for_the_instance_that_is_being_started(
+    bench: Bench, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Only if that takes long is one more started, and one after the other."""
+    for shop in shops(bench):
+        shop.rests, shop.ready, shop.wakes = True, trio.Event(), True
+    ends: list[socket.socket] = []
+
+    async def connect() -> None:
+        ends.append(await bench.connect(to="S"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connect)
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(4):
+            nursery.start_soon(connect)
+        await trio.testing.wait_all_tasks_blocked()
+        assert [shop.rests for shop in shops(bench)] == [False, True, True]
+        await trio.sleep(HOPE - 1)
+        assert [shop.rests for shop in shops(bench)] == [False, True, True]
+        await trio.sleep(HOPE + 2)
+        assert not bench.machines["S@2"].rests
+        bench.machines["S@2"].ready.set()
+    assert paths(bench) == [0, 5, 0]
+    for end in ends:
+        end.close()
+
+
+async def test_next_instance_is_started_when_one_is_given_up(bench: Bench) -> None:
+    """While one is left; then the reason of the first is told."""
+    for shop in shops(bench):
+        shop.rests, shop.ready, shop.wakes = True, trio.Event(), True
+    async with trio.open_nursery() as nursery:
+
+        async def connect() -> None:
+            (await bench.connect(to="S")).close()
+
+        async def in_vain() -> None:
+            with pytest.raises(Rejected, match="is given up") as caught:
+                await bench.connect(to="S")
+            assert caught.value.code == "broken"
+
+        nursery.start_soon(connect)
+        for shop in shops(bench)[:2]:
+            await trio.testing.wait_all_tasks_blocked()
+            assert not shop.rests
+            shop.broken = f"{shop.name} is given up"
+            shop.ready.set()
+        await trio.testing.wait_all_tasks_blocked()
+        last = bench.machines["S@3"]
+        assert not last.rests
+        last.ready.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(last.offered) == 1
+        last.rests, last.ready = True, trio.Event()
+        nursery.start_soon(in_vain)
+        await trio.testing.wait_all_tasks_blocked()
+        last.broken = "S@3 is given up"
+        last.ready.set()
 
 
 async def test_certain_instance(bench: Bench) -> None:

@@ -269,6 +269,7 @@ async def test_path_to_a_machine_that_sleeps(cp: Cp, verb: str) -> None:
     await trio.testing.wait_all_tasks_blocked()
     assert cp.asked[1:] == [["rebind", {"path": 1, "stream": False, "wanted": False}]]
     assert not path.severed
+    assert cp.machine.engagements() == {"engaged": 0, "streams": 0}  # nor does it keep this end awake
     async with trio.open_nursery() as nursery:
         match verb:
             case "call":

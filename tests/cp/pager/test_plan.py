@@ -7,7 +7,7 @@ import attrs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retinue.cp.pager.overcommit import HOLD, SHRINK, VAIN, Overcommit, Step, victim
+from retinue.cp.pager.overcommit import HOLD, LOOKS, SHRINK, VAIN, Overcommit, Step, victim
 from retinue.cp.pager.policy import HIGH, LOW, QUIET, Figures, Take, plan
 
 MIB = 1 << 20
@@ -186,6 +186,30 @@ def test_to_take_a_little_all_the_time_is_as_good_as_nothing() -> None:
     assert steps == {Step.SHRINK: VAIN, Step.HOLD: VAIN + SHRINK, Step.END: VAIN + SHRINK + HOLD}
     assert overcommit.look(60.0, 90 * MIB, 100 * MIB, more=True) is Step.FITS
     assert overcommit.look(61.0, 120 * MIB, 100 * MIB, more=True) is None
+
+
+def test_who_comes_nearer_to_the_limit_has_time() -> None:
+    """The limit was halved, and the device is slow: nobody is asked for anything before it stops getting better."""
+    overcommit, limit = Overcommit(), 4000 * MIB
+    for now in range(600):
+        assert overcommit.look(float(now), (8000 - now * 3) * MIB, limit, more=True) is None
+    told = [overcommit.look(600.0 + now, 6200 * MIB, limit, more=True) for now in range(60)]
+    assert told.count(Step.SHRINK) == 1
+    assert told.index(Step.SHRINK) > VAIN / 2
+
+
+def test_time_without_looks_does_not_count() -> None:
+    """Each look takes long where there is much to do."""
+    overcommit = Overcommit()
+    steps = [overcommit.look(now * VAIN, 120 * MIB, 100 * MIB, more=True) for now in range(LOOKS + 1)]
+    assert steps == [None] * LOOKS + [Step.SHRINK]
+
+
+def test_where_nobody_is_started_pages_are_taken_until_somebody_may_be() -> None:
+    """Also from less on than otherwise."""
+    machines = [machine("A", 96, 100)]
+    assert plan(machines, 100 * MIB) == []
+    assert told(plan(machines, 100 * MIB, high=LOW)) == [("A", 2, "limit")]
 
 
 looks = st.lists(st.tuples(st.floats(0.1, 5.0), st.integers(50, 150), st.booleans()), max_size=60)

@@ -1,5 +1,6 @@
 """Machines that start on demand rest when real storage is wanted, before anybody else suffers, and no call is lost."""
 
+import errno
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,10 +15,11 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 from tests.cp.simulation.driven import Driven
 from trio.testing import MockClock
 
-from retinue.cp.pager.hibernation import FAIR, QUIET
-from retinue.cp.pager.pacing import LONGEST
+from retinue.cp.pager.census import Census, Record
+from retinue.cp.pager.hibernation import FAIR, LEAVES, PATIENCE, QUIET, Hibernation
+from retinue.cp.pager.pacing import LONGEST, Pacing
 from retinue.cp.pager.report import report
-from retinue.pipes import Message, Rejected
+from retinue.pipes import Message, Path, Rejected
 from retinue.svm import Machine
 from retinue.testing import SimulatedSystem, open_system
 
@@ -95,7 +97,9 @@ class Reading:
 
 
 @asynccontextmanager
-async def shelves(size: int = 30, topology: str = TOPOLOGY) -> AsyncIterator[tuple[SimulatedSystem, Reading]]:
+async def shelves(
+    size: int = 30, topology: str = TOPOLOGY, chained: Any = None
+) -> AsyncIterator[tuple[SimulatedSystem, Reading]]:
     """Each shelf has so many MiB from its birth on, and nothing can be paged out."""
     reading = Reading()
 
@@ -116,6 +120,8 @@ async def shelves(size: int = 30, topology: str = TOPOLOGY) -> AsyncIterator[tup
         await vm.stopping.wait()
 
     fakes: dict[str, Any] = {"HALL": hall, "READER": reading.reader} | dict.fromkeys(SHELVES, shelf)
+    if chained is not None:
+        fakes["B"] = chained
     async with open_system(topology, fakes=fakes, record=False) as system:
         system.nucleus.storage.at_birth = dict.fromkeys(SHELVES, size * MIB)
         await system.jump(2)
@@ -327,6 +333,188 @@ async def test_a_call_that_is_withdrawn_wants_no_room(autojump_clock: MockClock)
         await reading.all_answered()
         await system.jump(30)
         assert states(system) == "ABC-"
+
+
+async def test_small_machines_that_begin_all_the_time_do_not_keep_a_big_one_waiting(autojump_clock: MockClock) -> None:
+    """They have room, and it has none: it begins after a while all the same."""
+    async with shelves() as (system, reading):
+        system.nucleus.storage.at_birth = {"A": 40 * MIB, "B": 40 * MIB, "C": 5 * MIB, "D": 15 * MIB}
+        await ask(system, reading, "C")
+        for name in "AB":
+            reading.ask(name, 60)
+        await system.jump(1)
+        begun, births = trio.current_time(), generations(system)["C"]
+        reading.ask("D")
+        while not reading.answers["D"]:
+            reading.ask("C")
+            await system.jump(1.5)
+            assert trio.current_time() - begun < LONGEST + 3
+        assert generations(system)["C"] - births >= 2
+        await reading.all_answered()
+        assert reading.shrunk == []
+
+
+async def test_machine_has_its_turn_though_others_begin_all_the_time(autojump_clock: MockClock) -> None:
+    async with shelves() as (system, reading):
+        reading.ask("A")
+        await reading.all_answered()
+        cp, hall, young = system.control_program, system.life("HALL"), system.life("D")
+        assert young.current is None
+        young.current = system.life("A").current
+        try:
+            pacing, limit, begun = Pacing(Census(cp.host), lambda _: None), 200 * MIB, trio.current_time()
+            turns = []
+            for now in range(int(LONGEST) + 2):
+                assert pacing.admits(young, begun + now, begun + now, limit)
+                turns.append(pacing.turn(hall, begun + now, begun, limit))
+        finally:
+            young.current = None
+        assert turns == [False] * int(LONGEST) + [True, False]
+
+
+async def test_starts_are_held_no_longer_than_anybody_can_make_room(autojump_clock: MockClock) -> None:
+    """One was ended, and the others have little less than there is: when they are idle they rest, and it comes back."""
+    async with shelves(size=32) as (system, reading):
+        system["HALL"].pages.grow(10 * MIB)
+        for name in "ABC":
+            reading.ask(name, 60)
+        await system["HALL"].wait("WAITING")
+        await system.jump(5)
+        assert system.nucleus.storage.resident == 96 * MIB
+        assert system.control_program.pager.overcommit.holds
+        await reading.all_answered()
+        await system.jump(20)
+        assert said(system, "there is room in real storage again")
+        assert (system["HALL"].state, system["HALL"].generation) == ("READY", 2)
+        reading.check()
+
+
+CHAIN: Final = TOPOLOGY.replace("[machines.B]\n", '[machines.B]\nuses.next = "C"\n').replace(
+    "priority = 50", "priority = 500"
+)
+
+
+async def test_machine_whose_server_rests_may_rest_too(autojump_clock: MockClock) -> None:
+    """The path that leads on has no other end meanwhile, and nothing is outstanding on it."""
+    paths: list[Path] = []
+
+    async def chained(vm: Machine[None]) -> None:
+        path = await vm.connect("next")
+        paths.append(path)
+
+        async def answer(message: Message) -> Any:
+            return await path.call([message.body[0], 0])
+
+        await vm.serve(answer)
+
+    async with shelves(size=30, topology=CHAIN, chained=chained) as (system, reading):
+        await ask(system, reading, "B")
+        assert states(system) == "-BC-"
+        system["B"].pages.cpu += 1  # C is idle for longer
+        await system.jump(10)
+        system["HALL"].pages.grow(60 * MIB)
+        await system.jump(30)
+        assert states(system) == "-B--"
+        assert not paths[0].joined
+        system["HALL"].pages.grow(20 * MIB)
+        await system.jump(30)
+        assert states(system) == "----"
+        assert (reading.shrunk, said(system, "over-committed")) == ([], [])
+        system["HALL"].pages.give_up(80 * MIB)
+        await ask(system, reading, "B")
+        reading.check()
+
+
+async def test_machines_that_say_nothing_hold_up_a_look_for_a_second_in_all(autojump_clock: MockClock) -> None:
+    """All but one do not answer: that one rests, and soon."""
+    async with shelves(size=20) as (system, reading):
+        await ask(system, reading, "A", "B", "C", "D")
+        for name in "ABC":
+            system[name].freeze()
+
+        async def no_segments(_: Record) -> None:
+            return None
+
+        cp = system.control_program
+        await cp.pager.look()
+        hibernation, begun = Hibernation(cp.pager.census, no_segments), trio.current_time()
+        await hibernation.make_room(cp.lives.values(), 10 * MIB)
+        assert trio.current_time() - begun <= PATIENCE
+        await system.jump(QUIET)
+        begun = trio.current_time()
+        await hibernation.make_room(cp.lives.values(), 10 * MIB)
+        assert trio.current_time() - begun <= PATIENCE
+        assert system["D"].state != "READY"
+        assert [system[name].state for name in "ABC"] == ["READY"] * 3
+
+
+async def test_who_has_only_asked_others_has_a_fair_time(autojump_clock: MockClock) -> None:
+    """It has talked to others when it began, and was not called by anybody yet."""
+
+    async def chained(vm: Machine[None]) -> None:
+        path = await vm.connect("next")
+        assert await path.call([1, 0]) == 1
+
+        async def answer(_: Message) -> None:
+            return None
+
+        await vm.serve(answer)
+
+    async with shelves(size=60, topology=CHAIN, chained=chained) as (system, reading):
+        system.nucleus.storage.at_birth = {"A": 30 * MIB, "B": 80 * MIB}
+        await system["B"].start()
+        begun = trio.current_time()
+        reading.ask("A")
+        await system.jump(FAIR - 0.5)
+        assert system["B"].state == "READY"
+        await reading.all_answered()
+        assert trio.current_time() - begun < 2 * FAIR
+
+
+async def test_machine_that_does_not_end_counts_as_gone_for_a_moment_only(autojump_clock: MockClock) -> None:
+    """Then another one rests instead, before anybody is asked to shrink."""
+
+    async def stays(vm: Machine[None]) -> None:
+        await vm.serve(_number)
+        await trio.sleep_forever()
+
+    slow = TOPOLOGY.replace("[machines.B]\n", '[machines.B]\ngrace = "60s"\n')
+    async with shelves(topology=slow, chained=stays) as (system, reading):
+        await ask(system, reading, "B", "A")
+        system["HALL"].pages.grow(50 * MIB)
+        await system.jump(LEAVES - 1)
+        assert (system["A"].state, system["B"].state) == ("READY", "STOPPING")
+        await system.jump(5)
+        assert (system["A"].state, system["B"].state) == ("DORMANT", "STOPPING")
+        assert (reading.shrunk, said(system, "over-committed")) == ([], [])
+
+
+async def _number(message: Message) -> int:
+    return int(message.body[0])
+
+
+async def test_host_that_refuses_descriptors_does_not_end_the_control_program(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is short of everything when pages are to be taken: that is told once, and tried again."""
+    async with shelves() as (system, _):
+        tried: list[str] = []
+
+        def refuse(machine: str, generation: int, most: int | None = None) -> int:
+            tried.append(machine)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        system.nucleus.storage.room = 1000 * MIB
+        cp = system.control_program
+        monkeypatch.setattr(cp.host, "page_out", refuse)
+        system["HALL"].pages.grow(99 * MIB)
+        await system.jump(10)
+        assert len(tried) > 1
+        assert said(system, "Too many open files") == ["the pager could not take pages from HALL: Too many open files"]
+        monkeypatch.undo()
+        await system.jump(60)
+        assert system.nucleus.storage.resident <= 97 * MIB
+        assert system.control_program is cp
 
 
 # -- no ping-pong ------------------------------------------------------------------------------------------------------
