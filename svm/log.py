@@ -3,7 +3,7 @@
 Records are written synchronously, one packet each, into the kernel's buffer: what was written before a kill -9 is kept,
 and no task has to run for it. A packet is a ``SEND`` frame (see ``docs/reference/wire.md``) whose id is the record's
 sequence number; a packet that is no frame is raw text of the console (descriptors 1 and 2). A record that finds no room
-for 50 ms is dropped and its number left out, so that the reader counts exactly what is missing. Where the topology says
+for 250 ms is dropped and its number left out, so that the reader counts exactly what is missing. Where the topology says
 that records block the machine, it waits as long as it takes.
 """
 
@@ -37,7 +37,7 @@ MAX_FIELDS: Final = 16
 _NUMBERS: Final = frozenset({int, float, bool, type(None)})
 # How long a writer waits for room before it drops: longer than the control program ever looks away, short enough that
 # a machine whose log is stuck still runs.
-PATIENCE_MS: Final = 50
+PATIENCE_MS: Final = 250
 # The same for the last record of all.
 FAREWELL_MS: Final = 1000
 # Records that may be written while one is being made, and that are not lost.
