@@ -3,8 +3,8 @@
 Records are written synchronously, one packet each, into the kernel's buffer: what was written before a kill -9 is kept,
 and no task has to run for it. A packet is a ``SEND`` frame (see ``docs/reference/wire.md``) whose id is the record's
 sequence number; a packet that is no frame is raw text of the console (descriptors 1 and 2). A record that finds no room
-for 250 ms is dropped and its number left out, so that the reader counts exactly what is missing. Where the topology says
-that records block the machine, it waits as long as it takes.
+for 250 ms is dropped and its number left out, so that the reader counts exactly what is missing. Where the topology
+says that records block the machine, it waits as long as it takes.
 """
 
 import io

@@ -179,7 +179,7 @@ def test_flood_while_syslog_is_away_and_the_control_program_is_killed(bench: Ben
     assert log.numbers("SPILL") == everything
     assert log.numbers("BLOCK") == everything
     dropped = log.numbers("DROP")
-    # Of the oldest some were on their way when SYSLOG was stopped: those are kept as long as that control program lives.
+    # Of the oldest some were on their way when SYSLOG was stopped: that control program keeps them.
     missing = [each for each in everything if each not in dropped]
     assert dropped == [each for each in everything if each not in missing]
     assert (len(missing), missing[-1] < 2999) == (log.lost("DROP")["buffer"], True)
