@@ -16,6 +16,9 @@ USUAL: Final = 0.95
 SLACK: Final = 0.02
 """The part of the limit that they may have beyond it."""
 
+MEANWHILE: Final = 1.6
+"""Times that growth is kept free: what is seen too late is there until it is out, and machines grow meanwhile."""
+
 MOST_AHEAD: Final = 0.4
 """The part of the limit that is kept free, at most, for what machines take until pages are put out."""
 
@@ -38,5 +41,5 @@ class Growth:
             return limit
         grown = sorted(each for _, each in self._seen)
         usual = grown[int((len(grown) - 1) * USUAL)]
-        aim = int((limit * (1 + SLACK) - usual) / HIGH)
+        aim = int((limit * (1 + SLACK) - usual * MEANWHILE) / HIGH)
         return max(min(aim, limit), int(limit * (1 - MOST_AHEAD)))
