@@ -272,6 +272,7 @@ def _tell(capsys: pytest.CaptureFixture[str], *text: object) -> None:
 
 async def _anything_to_everything(tell: Callable[..., None], scene: Scene) -> None:
     tell("seed", SEED, "packets", PACKETS)
+    await scene.check_neighbours()  # they have their paths
     quiet = await scene.states()
     (pid,) = [each["pid"] for name, each in (await scene.machines()).items() if name == "HOSTILE"]
     born_with = await scene.ask("HOSTILE", ["descriptors"])
@@ -370,6 +371,7 @@ def test_paths_that_are_held_and_asks_by_the_thousand(stage: Bench, capsys: pyte
 
 async def _hold_and_flood(tell: Callable[..., None], scene: Scene) -> None:
     generations = {name: each["generation"] for name, each in (await scene.machines()).items()}
+    await scene.check_neighbours()
     quiet = await scene.states()
     held = await scene.ask("HOSTILE", ["hold", "victim"])
     worst = await scene.check_neighbours()

@@ -543,7 +543,10 @@ async def test_groups_outlive_a_control_program_and_go_with_the_system(start: St
 
 
 async def gone(pid: int) -> None:
-    pidfd = os.pidfd_open(pid)
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
     await trio.lowlevel.wait_readable(pidfd)
     os.close(pidfd)
 
