@@ -18,6 +18,7 @@ import attrs
 import pytest
 import trio
 import trio.testing
+from tests.leaks import assert_none_left, descriptors
 
 from retinue.cp import host_sockets
 from retinue.cp.directory import MachineEntry
@@ -213,7 +214,7 @@ async def test_what_waits_has_no_descriptors(host: Host) -> None:
     reader = host.listen(host.path)
     async with host.datagrams(host.path) as path, trio.open_nursery() as nursery:
         sent = await fill(path)
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         for _ in range(sent - 1):
             reader.recv(100)
             await trio.testing.wait_all_tasks_blocked()
@@ -221,7 +222,7 @@ async def test_what_waits_has_no_descriptors(host: Host) -> None:
             nursery.start_soon(partial(path.send, b"x", descriptors=(0,) * 10))
         await trio.testing.wait_all_tasks_blocked()
         assert path.meter.outstanding == LIMIT
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert_none_left(before)
         nursery.cancel_scope.cancel()
 
 

@@ -1,6 +1,5 @@
 """What may be asked over a path to the control program, and what happens to it when the asker misbehaves."""
 
-import os
 import pathlib
 from collections.abc import AsyncIterator
 from typing import Any, cast
@@ -8,6 +7,7 @@ from typing import Any, cast
 import pytest
 import trio
 import trio.testing
+from tests.leaks import assert_none_left, descriptors
 
 from retinue.cp import directory, finding
 from retinue.cp.declaration import Declaration
@@ -408,7 +408,7 @@ async def test_variables_of_an_apply_come_in_one_memfd(bench: Bench, count: int,
     async with open_path(SocketTransport(ours)) as path, open_path(SocketTransport(theirs)) as other:
         bench.nursery.start_soon(OperatorPath(bench.cp, other, ALL, "the test").serve)
         await path.call(["ps", {}])
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         memfds = tuple(hand_over({"KEY": b"value"}) for _ in range(count))
         try:
             with pytest.raises(Rejected) as caught:
@@ -417,4 +417,4 @@ async def test_variables_of_an_apply_come_in_one_memfd(bench: Bench, count: int,
             close_all(memfds)
         assert caught.value.code == ("bad-arguments" if count == 2 else "bad-topology")
         await trio.testing.wait_all_tasks_blocked()
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert_none_left(before)

@@ -6,6 +6,7 @@ import socket
 import stat
 
 import pytest
+from tests.leaks import assert_none_left, descriptors
 
 from retinue.cp.operator_socket import (
     NAME,
@@ -67,12 +68,12 @@ def test_connecting_where_nobody_is_raises(tmp_path: pathlib.Path) -> None:
 
 
 def test_no_descriptor_is_left_open(deep: pathlib.Path) -> None:
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     with listen_operator(deep), connect_operator(deep):
-        assert len(os.listdir("/proc/self/fd")) == len(before) + 2
+        assert len(descriptors() - before) == 2
     with pytest.raises(ConnectionRefusedError):
         connect_operator(deep)
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert_none_left(before)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")

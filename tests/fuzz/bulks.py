@@ -8,6 +8,7 @@ from typing import Final
 
 import msgpack
 from tests.fuzz.script import Script
+from tests.leaks import assert_none_left, descriptors
 
 from retinue.pipes import ProtocolViolation, wire
 from retinue.pipes.reader import Reader
@@ -53,7 +54,7 @@ class File:
 
 def bulk_target(data: bytes) -> None:
     """Make memfds and fetch frames out of them, in any order, with one reader."""
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     script = Script(data)
     reader = Reader()
     with contextlib.ExitStack() as files:
@@ -70,7 +71,7 @@ def bulk_target(data: bytes) -> None:
             if script.over:
                 break
         reader.close()
-    assert os.listdir("/proc/self/fd") == before, "descriptors that are open"
+    assert_none_left(before)
 
 
 def draw_size(script: Script, length: int) -> int:

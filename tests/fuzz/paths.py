@@ -12,6 +12,7 @@ import trio
 import trio.testing
 from tests.fuzz.frames import draw_body, draw_packet
 from tests.fuzz.script import Script
+from tests.leaks import assert_none_left, descriptors
 
 from retinue.pipes import (
     Draft,
@@ -51,12 +52,12 @@ _STREAM_ERRORS: Final = (trio.BrokenResourceError, trio.ClosedResourceError, tri
 
 def path_target(data: bytes) -> None:
     """Run a path against the script; everything has ended after it, and nothing is open."""
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     with in_fixed_order(), no_unraisable():
         trio.run(Harness(Script(data)).run)
-        if os.listdir("/proc/self/fd") != before:
+        if descriptors() - before:
             gc.collect()  # a message in a cycle, such as that of an exception, closes its descriptors later
-    assert os.listdir("/proc/self/fd") == before, "descriptors that are open"
+    assert_none_left(before)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from tests.leaks import assert_none_left, descriptors
 
 from retinue.pipes import (
     AccessDenied,
@@ -221,14 +222,14 @@ async def test_lost_descriptor_is_told_at_once(kind: str) -> None:
 
 async def test_a_large_message_travels_whole(kind: str) -> None:
     """What is larger than a packet goes by memfd, in both directions; none is left open when the path has ended."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     body = os.urandom(3_000_000)
     async with open_ends(kind) as (a, b), trio.open_nursery() as nursery:
         nursery.start_soon(b.serve, echo)
         for _ in range(3):
             assert await a.call(body) == body
         nursery.cancel_scope.cancel()
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert_none_left(before)
 
 
 async def test_messages_about_the_size_of_a_packet_arrive(kind: str) -> None:

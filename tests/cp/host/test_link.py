@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator
 
 import pytest
+from tests.leaks import assert_none_left, descriptors
 
 from retinue.cp.host.errors import LinkError, LinkLimit
 from retinue.cp.host.link import (
@@ -136,7 +137,7 @@ def test_too_many_descriptors_are_refused_by_the_receiver_and_none_stays_open(
     raw_and_link: tuple[socket.socket, Link],
 ) -> None:
     raw, link = raw_and_link
-    before = set(os.listdir("/proc/self/fd"))
+    before = descriptors()
     rights = struct.pack(f"{DESCRIPTORS_MAX + 6}i", *[0] * (DESCRIPTORS_MAX + 6))
     raw.sendmsg([b"{}"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
     with pytest.raises(LinkLimit, match="descriptors"):
@@ -144,7 +145,7 @@ def test_too_many_descriptors_are_refused_by_the_receiver_and_none_stays_open(
     raw.sendmsg([b"nonsense"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("2i", 0, 0))])
     with pytest.raises(LinkError):
         link.receive()
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert_none_left(before)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from tests.leaks import assert_none_left, descriptors
 
 from retinue.cp.host import measure
 
@@ -159,7 +160,7 @@ def test_removed_files_that_are_open_count(tmp_path: pathlib.Path) -> None:
 
 def test_folders_too_deep_are_told(tmp_path: pathlib.Path) -> None:
     """Deeper than a path may be long, so that nothing but steps leads there; and no descriptor is left."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     top = os.open(tmp_path, os.O_RDONLY)
     here, made = os.dup(top), []
     for _ in range(measure.DEEPEST + 10):
@@ -176,7 +177,7 @@ def test_folders_too_deep_are_told(tmp_path: pathlib.Path) -> None:
             os.rmdir("d" * 20, dir_fd=parent)
             os.close(parent)
         os.close(top)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert_none_left(before)
 
 
 def test_too_many_files_are_told(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
