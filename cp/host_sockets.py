@@ -100,23 +100,25 @@ class HostSockets:
             self._deny(holder, address)
         if holder.leaving is not None:
             raise Rejected("stopping", f"{holder.name} is ending")
+        if kind == "stream":
+            return (await self._dial(address, kind)).detach()
+        return await self._relay(holder, address)
+
+    async def _relay(self, holder: Holder, address: str) -> int:
+        """The machine's end of a path whose messages are handed on as datagrams."""
         key = holder.name, holder.generation
-        if kind == "datagram":
-            if self._open[key] >= MOST:
-                raise Rejected("exhausted", f"{holder.name} has {MOST} datagram sockets, and no machine may have more")
-            self._open[key] += 1
+        if self._open[key] >= MOST:
+            raise Rejected("exhausted", f"{holder.name} has {MOST} datagram sockets, and no machine may have more")
+        self._open[key] += 1
         try:
-            sock = await self._dial(address, kind)
-            if kind == "stream":
-                return sock.detach()
+            sock = await self._dial(address, "datagram")
             try:
                 ours, theirs = socket_pair()
             except OSError as exc:
                 sock.close()
                 raise _refusal(address, exc) from exc
         except BaseException:
-            if kind == "datagram":
-                self._ended(key)
+            self._ended(key)
             raise
         path = Path(
             SocketTransport(ours),
