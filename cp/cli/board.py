@@ -56,6 +56,18 @@ class Board:
             if not status.told:
                 status.state, status.cause = str(entry.get("state")), entry.get("cause")
 
+    def catch_up(self, listing: Mapping[str, Any]) -> list[str]:
+        """Take the states of a `ps` reply that is newer than the last event; returns a line for each that is news.
+
+        Its causes are no news: that of a READY machine is the one of the end before.
+        """
+        lines = []
+        for entry in listing.get("machines", ()):
+            status = self._machine(str(entry.get("name")))
+            if status.state != entry.get("state"):
+                lines.append(self.apply({**entry, "machine": status.name}))
+        return [line for line in lines if line is not None]
+
     def doubt(self) -> None:
         """Events may have been missed: the next listing knows better than those that have told so far."""
         self._system_told = False

@@ -47,9 +47,8 @@ async def order(
             nursery.cancel_scope.cancel()
         with suppress(CommandError):
             # The last of what has happened may come after the answer.
-            for machine in (await ask(path, system, "ps"))["machines"]:
-                if (line := board.apply({**machine, "machine": machine["name"]})) is not None:
-                    tell(line)
+            for line in board.catch_up(await ask(path, system, "ps")):
+                tell(line)
         if raised is not None:
             raise raised
         return answer

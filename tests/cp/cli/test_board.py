@@ -86,6 +86,19 @@ def test_a_listing_never_overrides_what_an_event_told(board: Board) -> None:
     assert board.state == "STOPPING"
 
 
+def test_a_later_listing_tells_what_no_event_has_told(board: Board) -> None:
+    """That a machine which is READY ended once is not told again."""
+    board.apply(event("SHOP", "READY"))
+    listing = {
+        "machines": [
+            {"name": "SHOP", "state": "READY", "cause": "replaced"},
+            {"name": "WEB", "state": "STOPPED", "cause": "asked to stop"},
+        ]
+    }
+    assert board.catch_up(listing) == ["WEB is STOPPED: asked to stop"]
+    assert board.catch_up(listing) == []
+
+
 def test_last_lines_are_few(board: Board) -> None:
     for number in range(100):
         board.keep_line("WEB", [f"line {number}"])
