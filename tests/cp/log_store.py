@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import msgpack
 import pytest
 import trio
-import trio.testing
+from tests.cp.keepers import handing_over, served
 
 from retinue.cp import keeper as keeping
 from retinue.cp.directory.model import LogPolicy, LogRate
@@ -15,7 +15,7 @@ from retinue.cp.log_policy import LogPolicies
 from retinue.cp.records import Record
 from retinue.cp.syslog import Syslog
 from retinue.cp.tape import record_of
-from retinue.pipes import Message, Path, memory_pair, open_path, wire
+from retinue.pipes import Message, Path, wire
 
 K = 1024
 EVERYTHING = 1_000_000
@@ -65,20 +65,16 @@ class Store:
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Path]:
-        ours, theirs = memory_pair()
-        async with open_path(ours) as path, open_path(theirs) as other, trio.open_nursery() as nursery:
-
-            async def store(message: Message) -> None:
-                await self.go.wait()
-                _, body = message.body
-                self.runs.append(body["run"])
-                for machine, generation, first, blob in body["chunks"]:
-                    for seq, each in enumerate(msgpack.unpackb(blob), first):
-                        self.records.append(record_of(seq, machine, generation, each))
-
-            nursery.start_soon(other.serve, store)
+        async with served(lambda other: other.serve(self._store)) as (path, _):
             yield path
-            nursery.cancel_scope.cancel()
+
+    async def _store(self, message: Message) -> None:
+        await self.go.wait()
+        _, body = message.body
+        self.runs.append(body["run"])
+        for machine, generation, first, blob in body["chunks"]:
+            for seq, each in enumerate(msgpack.unpackb(blob), first):
+                self.records.append(record_of(seq, machine, generation, each))
 
     def of(self, machine: str) -> list[Record]:
         return [each for each in self.records if each["machine"] == machine]
@@ -102,12 +98,8 @@ def said(records: list[Record]) -> list[str]:
 @asynccontextmanager
 async def kept(log: Syslog, store: Store, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     monkeypatch.setattr(keeping, "AGAIN", 0.001)
-    with trio.fail_after(30):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(log.keeper.run, store.connect)
-            await trio.testing.wait_all_tasks_blocked()
-            yield
-            nursery.cancel_scope.cancel()
+    async with handing_over(log, store.connect):
+        yield
 
 
 async def settle(log: Syslog, store: Store) -> None:

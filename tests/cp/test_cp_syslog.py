@@ -13,6 +13,7 @@ import msgpack
 import pytest
 import trio
 import trio.testing
+from tests.cp.keepers import handing_over, served
 from tests.leaks import assert_none_left, descriptors
 
 from retinue.cp import keeper as module
@@ -22,7 +23,7 @@ from retinue.cp.records import Record
 from retinue.cp.room import KEEP
 from retinue.cp.syslog import MAX_LINE, MAX_LINES, Syslog
 from retinue.cp.tape import BLOCK, record_of
-from retinue.pipes import Message, Path, Rejected, SocketTransport, memory_pair, open_path, socket_pair, wire
+from retinue.pipes import Message, Path, Rejected, SocketTransport, socket_pair, wire
 from retinue.pipes.beat import Beat
 from retinue.svm.log import LogWriter
 
@@ -372,28 +373,19 @@ class Keeper:
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Path]:
-        ours, theirs = memory_pair()
         self.paths += 1
-        async with open_path(ours) as path, open_path(theirs) as other, trio.open_nursery() as nursery:
-
-            async def store(message: Message) -> None:
-                if self.before is not None:
-                    await self.before()
-                verb, body = message.body
-                assert verb == "store"
-                self.runs.add(body["run"])
-                records = self.records(body)
-                self.batches.append(len(records))
-                self.stored += records
-
-            async def serve() -> None:
-                await other.serve(store)
-                nursery.cancel_scope.cancel()
-
-            self.other = other
-            nursery.start_soon(serve)
+        async with served(lambda other: other.serve(self._store)) as (path, self.other):
             yield path
-            nursery.cancel_scope.cancel()
+
+    async def _store(self, message: Message) -> None:
+        if self.before is not None:
+            await self.before()
+        verb, body = message.body
+        assert verb == "store"
+        self.runs.add(body["run"])
+        records = self.records(body)
+        self.batches.append(len(records))
+        self.stored += records
 
     def records(self, body: dict[str, Any]) -> list[Record]:
         """Those of a batch."""
@@ -411,12 +403,8 @@ class Keeper:
 async def keeping(log: Syslog, keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     monkeypatch.setattr(module, "RETRY", 0.001)
     monkeypatch.setattr(module, "AGAIN", 0.001)
-    with trio.fail_after(10):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(log.keeper.run, keeper.connect)
-            await trio.testing.wait_all_tasks_blocked()
-            yield
-            nursery.cancel_scope.cancel()
+    async with handing_over(log, keeper.connect, limit=10):
+        yield
 
 
 async def test_everything_is_kept_from_the_first_record_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from tests.cp.keepers import handing_over, served
 
 from retinue.cp import keeper as module
 from retinue.cp.directory.model import LogPolicy
 from retinue.cp.log_policy import LogPolicies
 from retinue.cp.syslog import Syslog
-from retinue.pipes import Message, Path, Rejected, memory_pair, open_path
+from retinue.pipes import Message, Path, Rejected
 from retinue.services.syslog import Store, Storing
 from retinue.services.syslog.retention import Retention
 from retinue.services.syslog.store import Chunk
@@ -54,7 +55,6 @@ class Keeper:
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Path]:
-        ours, theirs = memory_pair()
         storing = Storing(self.disk)  # each process knows nothing of those before it
 
         async def store(message: Message) -> Any:
@@ -69,19 +69,14 @@ class Keeper:
             self.ended()
             return answer
 
-        async with open_path(ours) as path, open_path(theirs) as other, trio.open_nursery() as nursery:
+        async def serve(other: Path) -> None:
+            first = await other.receive()
+            await first.reply(await store(first))
+            await self.let.wait()
+            await other.serve(store)
 
-            async def serve() -> None:
-                first = await other.receive()
-                await first.reply(await store(first))
-                await self.let.wait()
-                await other.serve(store)
-                nursery.cancel_scope.cancel()
-
-            self.other = other
-            nursery.start_soon(serve)
+        async with served(serve) as (path, self.other):
             yield path
-            nursery.cancel_scope.cancel()
 
 
 @pytest.fixture
@@ -102,20 +97,10 @@ def flooded(count: int, policies: LogPolicies | None = None) -> Syslog:
     return log
 
 
-@asynccontextmanager
-async def keeping(log: Syslog, keeper: Keeper) -> AsyncIterator[None]:
-    with trio.fail_after(30):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(log.keeper.run, keeper.connect)
-            await trio.testing.wait_all_tasks_blocked()
-            yield
-            nursery.cancel_scope.cancel()
-
-
 async def test_next_batch_is_there_before_one_is_stored(keeper: Keeper) -> None:
     """But not one more; each names the one before it that was not stored yet, and that is offered is known."""
     log = flooded(5 * module.BATCH)
-    async with keeping(log, keeper):
+    async with handing_over(log, keeper.connect):
         assert keeper.other.pending == module.AHEAD == 2
         assert log.journal.stored == module.BATCH
         assert log.journal.offered == 3 * module.BATCH
@@ -134,7 +119,7 @@ async def test_one_that_does_not_know_the_order_has_one_batch(keeper: Keeper) ->
     """It would store the second one although the first was refused."""
     keeper.knows_order = False
     log = flooded(4 * module.BATCH)
-    async with keeping(log, keeper):
+    async with handing_over(log, keeper.connect):
         assert keeper.other.pending == 1
         keeper.let.set()
         await log.keeper.settle()
@@ -144,7 +129,7 @@ async def test_one_that_does_not_know_the_order_has_one_batch(keeper: Keeper) ->
 async def test_few_records_wait_for_the_answer(keeper: Keeper) -> None:
     """A batch costs a transaction: while one is on its way, only many are worth another."""
     log = flooded(module.FEW)
-    async with keeping(log, keeper):
+    async with handing_over(log, keeper.connect):
         assert keeper.other.pending == 0
         for _ in range(module.FEW):
             log.write(5, "one after the first batch")
@@ -179,7 +164,7 @@ async def test_batch_after_one_that_is_refused(refusals: int, knows_order: bool,
 
     keeper.disk.before = refuse
     keeper.let.set()
-    async with keeping(log, keeper):
+    async with handing_over(log, keeper.connect):
         await log.keeper.settle()
         assert log.journal.stored == log.journal.last
         assert log.keeper.unkept == 0
@@ -199,7 +184,7 @@ async def test_second_batch_of_two_that_is_refused(keeper: Keeper) -> None:
             raise sqlite3.OperationalError("database or disk is full")
 
     keeper.disk.before = refuse
-    async with keeping(log, keeper):
+    async with handing_over(log, keeper.connect):
         keeper.let.set()
         await log.keeper.settle()
     assert keeper.disk.seqs() == [*range(1, log.last + 1)]
@@ -243,7 +228,7 @@ async def test_keeper_that_dies_with_two_batches(when: str, keeper: Keeper) -> N
             die()
 
     keeper.disk.before, keeper.ended = before, after
-    async with keeping(log, keeper):
+    async with handing_over(log, keeper.connect):
         keeper.let.set()
         await log.keeper.settle()
         assert log.journal.stored == log.journal.offered == log.journal.last
@@ -259,7 +244,7 @@ async def test_what_is_on_its_way_is_not_given_up(keeper: Keeper) -> None:
     policies = LogPolicies()
     policies.every(LogPolicy("drop", buffer=64 * 1024))
     log = flooded(5 * module.BATCH, policies)
-    async with keeping(log, keeper):
+    async with handing_over(log, keeper.connect):
         offered = log.journal.offered
         assert offered == 3 * module.BATCH
         keeper.other.let_go()

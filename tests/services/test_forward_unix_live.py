@@ -3,8 +3,6 @@
 import contextlib
 import os
 import pathlib
-import queue
-import re
 import shutil
 import signal
 import socket
@@ -13,9 +11,8 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from tests.services.chatty import CHATTY, TOPOLOGY, Came, check_rsyslog, numbers
 from tests.services.collectors import lines_of, needs_rsyslog, rsyslog_at_socket
-from tests.services.rfc5424_reader import Frames, Read, read
-from tests.services.test_forward_live import CHATTY, TOPOLOGY, numbers
 from tests.systems import LIMIT, Bench, read_until, wait_for
 
 
@@ -28,10 +25,10 @@ def place() -> Iterator[pathlib.Path]:
 
 
 class Reader:
-    """A collector on a thread, at a UNIX socket: what comes is in a queue."""
+    """A collector on a thread, at a UNIX socket."""
 
     def __init__(self, address: str, kind: int) -> None:
-        self._came: queue.Queue[Read] = queue.Queue()
+        self.came = Came()
         self.connections = 0
         self._socket = socket.socket(socket.AF_UNIX, kind)
         self._socket.bind(f"\0{address[1:]}" if address.startswith("@") else address)
@@ -47,24 +44,14 @@ class Reader:
                 if self._kind == socket.SOCK_STREAM:
                     self._read(self._socket.accept()[0])
                 elif message := self._socket.recv(65536):
-                    self._came.put(read(message))
+                    self.came.put(message)
                 else:
                     return
 
     def _read(self, connection: socket.socket) -> None:
-        frames = Frames()
         self.connections += 1
         with connection:
-            while data := connection.recv(65536):
-                for message in frames.feed(data):
-                    self._came.put(read(message))
-
-    def until(self, number: int) -> list[Read]:
-        """Every message up to CHATTY's with that number."""
-        found = [self._came.get(timeout=LIMIT)]
-        while f"number {number}" != found[-1].text:
-            found.append(self._came.get(timeout=LIMIT))
-        return found
+            self.came.take(connection)
 
     def close(self) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
@@ -89,7 +76,7 @@ def test_records_leave_a_sealed_system(bench: Bench, place: pathlib.Path, form: 
     with contextlib.closing(reader):
         write(bench, f"{form.removesuffix('-abstract')}://{address}")
         bench.up()
-        messages = reader.until(499)
+        messages = reader.came.until(499)
         assert {each.host for each in messages} == {bench.name}
         assert any("SYSLOG is READY" in each.text for each in messages)
         match form:
@@ -100,7 +87,7 @@ def test_records_leave_a_sealed_system(bench: Bench, place: pathlib.Path, form: 
             case "unix-stream":
                 os.kill(bench.pid_of("SYSLOG"), signal.SIGKILL)
         assert bench.run("stop", "CHATTY").returncode == 0
-        messages += reader.until(999)
+        messages += reader.came.until(999)
         assert numbers([each.text for each in messages]) == list(range(1000))
         assert bench.run("down").returncode == 0
     bench.assert_gone()
@@ -120,18 +107,7 @@ def test_rsyslog_that_is_away_for_a_while(bench: Bench, place: pathlib.Path) -> 
     follow.kill()
     with rsyslog_at_socket(folder, address) as records:
         wait_for(lambda: any("takes records again" in line for line in lines_of(records)[-1:]))
-    lines = lines_of(records)
-    assert numbers(lines) == list(range(1000))
-    one = next(line for line in lines if line.endswith("number 7"))
-    _, host, facility, severity, app, data, text = one.split("|")
-    assert (host, facility, severity, app, text) == (bench.name, "daemon", "info", "CHATTY", "number 7")
-    assert re.fullmatch(
-        r'\[retinue@32473 run="[0-9a-f]{32}" seq="\d+" logger="root"\]\[fields@32473 number="7"\]', data
-    )
-    told = [
-        re.sub(r".*\|unix://[^ ]+ takes (\w+ \w+).*", r"\1", line) for line in dict.fromkeys(lines) if "takes" in line
-    ]
-    assert told == ["no records", "records again"]
+    check_rsyslog(lines_of(records), bench.name, "unix")
     assert bench.run("down").returncode == 0
     bench.assert_gone()
 

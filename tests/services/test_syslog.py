@@ -7,12 +7,12 @@ import resource
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import attrs
 import msgpack
 import pytest
+from tests.services.stored import Record, add, record
 
 from retinue.pipes import Rejected
 from retinue.services.syslog import Config, Store, Storing, chunks_of
@@ -21,43 +21,12 @@ from retinue.services.syslog.retention import Retention, bytes_of, seconds_of
 from retinue.services.syslog.row import Row
 from retinue.services.syslog.schema import LOGGERS, MOVE
 
-Record = dict[str, Any]
-
 EVERYTHING = 1_000_000
-
-
-def record(seq: int, machine: str = "M", **more: Any) -> Record:
-    return {
-        "seq": seq,
-        "time": 1.5,
-        "machine": machine,
-        "generation": 1,
-        "severity": 6,
-        "logger": "x",
-        "message": f"message {seq}",
-        "fields": {},
-    } | more
-
-
-def add(store: Store, run: str, records: Iterable[Record]) -> None:
-    store.add(run, chunks_of([*records]))
 
 
 def tidy(store: Store) -> None:
     while store.tidy():
         pass
-
-
-@pytest.fixture
-def path(tmp_path: pathlib.Path) -> str:
-    return str(tmp_path / "records.sqlite3")
-
-
-@pytest.fixture
-def store(path: str) -> Iterator[Store]:
-    made = Store(path, Retention(1_000_000))
-    yield made
-    made.close()
 
 
 def seqs(records: list[Record]) -> list[int]:

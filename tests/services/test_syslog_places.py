@@ -1,29 +1,14 @@
 """How far records have been sent on: each once, whenever it was stored."""
 
-import pathlib
 import sqlite3
-from collections.abc import Iterator
 
-import pytest
-from tests.services.test_syslog import add, record
+from tests.services.stored import add, record
 
 from retinue.services.syslog import Store
 from retinue.services.syslog.places import Places
 from retinue.services.syslog.retention import Retention
 
 Sent = list[tuple[str, int]]
-
-
-@pytest.fixture
-def path(tmp_path: pathlib.Path) -> str:
-    return str(tmp_path / "records.sqlite3")
-
-
-@pytest.fixture
-def store(path: str) -> Iterator[Store]:
-    made = Store(path, Retention(1_000_000))
-    yield made
-    made.close()
 
 
 def put(store: Store, places: Places | None, run: str, *numbers: int) -> None:

@@ -1,7 +1,6 @@
 """A machine's end of *LOG."""
 
 import logging
-import socket
 import sys
 import threading
 import time
@@ -10,55 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tests.svm.log_reader import Reader
 
 from retinue.pipes import socket_pair, tracing, wire
 from retinue.svm import log
 from retinue.svm.log import LogHandler, LogStream, LogWriter
-
-
-class Reader:
-    """The control program's end."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-
-    def packets(self) -> list[bytes]:
-        found = []
-        while True:
-            try:
-                found.append(self._socket.recv(wire.MAX_PACKET + 1))
-            except BlockingIOError:
-                return found
-
-    def frames(self) -> list[list[Any]]:
-        found = []
-        for packet in self.packets():
-            assert packet[0] == 0x93
-            (frame,) = wire.Decoder().decode(packet)
-            found.append(frame)
-        return found
-
-    def records(self) -> list[list[Any]]:
-        """Of each record: severity, logger, message, fields."""
-        return [frame[2][1:] for frame in self.frames()]
-
-
-@pytest.fixture
-def ends() -> Iterator[tuple[LogWriter, Reader]]:
-    ours, theirs = socket_pair()
-    with ours, theirs:
-        yield LogWriter(theirs), Reader(ours)
-
-
-@pytest.fixture
-def writer(ends: tuple[LogWriter, Reader]) -> LogWriter:
-    return ends[0]
-
-
-@pytest.fixture
-def reader(ends: tuple[LogWriter, Reader]) -> Reader:
-    return ends[1]
-
 
 # -- the writer --------------------------------------------------------------------------------------------------------
 

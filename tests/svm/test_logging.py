@@ -9,28 +9,11 @@ from types import MappingProxyType, MethodType
 from typing import Any
 
 import pytest
-from tests.svm.test_log import IDENT, Reader
+from tests.svm.log_reader import Reader
+from tests.svm.test_log import IDENT
 
-from retinue.pipes import socket_pair
 from retinue.svm import log
 from retinue.svm.log import LogWriter
-
-
-@pytest.fixture
-def ends() -> Iterator[tuple[LogWriter, Reader]]:
-    ours, theirs = socket_pair()
-    with ours, theirs:
-        yield LogWriter(theirs), Reader(ours)
-
-
-@pytest.fixture
-def writer(ends: tuple[LogWriter, Reader]) -> LogWriter:
-    return ends[0]
-
-
-@pytest.fixture
-def reader(ends: tuple[LogWriter, Reader]) -> Reader:
-    return ends[1]
 
 
 @contextmanager

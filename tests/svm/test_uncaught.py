@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from tests.svm.test_log import Reader
+from tests.svm.log_reader import Reader
 
 from retinue.pipes import socket_pair
 from retinue.svm import log

@@ -3,9 +3,11 @@
 import contextlib
 import json
 import os
+import pathlib
 import pty
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -86,24 +88,29 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         bench.assert_gone()
 
 
-@pytest.fixture(scope="module")
-def declared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """A system that is as its file says, before and after each test."""
-    with open_bench(tmp_path_factory.mktemp("declared")) as bench:
+@contextmanager
+def pair(folder: pathlib.Path) -> Iterator[Bench]:
+    """A system of SERVER and ASKER; the block ends it."""
+    with open_bench(folder) as bench:
         bench.write(server=SERVER, asker=ASKER)
         bench.up()
         yield bench
+        bench.assert_gone()
+
+
+@pytest.fixture(scope="module")
+def declared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """A system that is as its file says, before and after each test."""
+    with pair(tmp_path_factory.mktemp("declared")) as bench:
+        yield bench
         assert bench.run("plan", str(bench.file), "--detailed-exitcode").returncode == 0
         assert bench.run("down").returncode == 0
-        bench.assert_gone()
 
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
     """A system in which one machine has died, and that has ended."""
-    with open_bench(tmp_path_factory.mktemp("ended")) as bench:
-        bench.write(server=SERVER, asker=ASKER)
-        bench.up()
+    with pair(tmp_path_factory.mktemp("ended")) as bench:
         process = bench.start("events", "-f", "-n", "all", "--json")
         read_until(process.stdout, lambda line: json.loads(line)["machine"] is None)
         kill(bench, "SERVER")

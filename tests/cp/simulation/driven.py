@@ -4,6 +4,7 @@ For tests that are not asynchronous themselves: a Hypothesis state machine does 
 them no time passes and no task runs.
 """
 
+import os
 import queue
 import threading
 from collections.abc import Awaitable, Callable
@@ -13,11 +14,15 @@ from typing import Any, Generic, TypeVar
 import outcome
 import trio
 import trio.testing
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 T = TypeVar("T")
 
 # Seconds of real time that one thing may take.
 LIMIT = 20
+# Orders that a state machine is tried in.
+EXAMPLES = int(os.environ.get("RETINUE_PAGER_EXAMPLES", "8"))
 
 
 class Driven(Generic[T]):
@@ -51,3 +56,17 @@ class Driven(Generic[T]):
         self._wanted.put(None)
         self._answers.get(timeout=LIMIT).unwrap()
         self._thread.join()
+
+
+def run_in_any_order(machine: type[RuleBasedStateMachine]) -> None:
+    """Try what a state machine does in some orders, none of which is made shorter when it fails."""
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=EXAMPLES,
+            phases=[Phase.explicit, Phase.reuse, Phase.generate],
+            stateful_step_count=15,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
