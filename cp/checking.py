@@ -5,7 +5,7 @@ believed.
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from retinue.cp.records import Record
 from retinue.pipes import Rejected, wire
@@ -21,18 +21,28 @@ LATEST: Final = 1e11
 Body = list[Any]  # of a record: time, severity, logger, message, fields
 
 
+def is_body(untrusted: object) -> TypeGuard[Body]:
+    """Whether it is made of what a body is made of. What may be in its fields, and which time, is another question."""
+    if type(untrusted) is not list or len(untrusted) != 5:
+        return False
+    when, severity, logger, message, fields = untrusted
+    return (
+        type(when) is float
+        and type(severity) is int
+        and 0 <= severity <= 7
+        and type(logger) is type(message) is str
+        and type(fields) is dict
+    )
+
+
 def checked_body(untrusted_frame: wire.Frame) -> Body | None:
     """The body of a record's frame, or None when it is something else."""
     if len(untrusted_frame) != 3 or untrusted_frame[0] != 1 or untrusted_frame[1] < 0:  # a SEND
         return None
     body = untrusted_frame[2]
-    if type(body) is not list or len(body) != 5:
+    if not is_body(body):
         return None
-    when, severity, logger, message, fields = body
-    if type(when) is not float or type(severity) is not int or not 0 <= severity <= 7:
-        return None
-    if type(logger) is not str or type(message) is not str or type(fields) is not dict:
-        return None
+    when, _, logger, _, fields = body
     if not 0.0 <= when < LATEST:
         return None
     if fields and not _modest(fields):

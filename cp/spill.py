@@ -26,6 +26,7 @@ from typing import Final
 import attrs
 import msgpack
 
+from retinue.cp.checking import is_body
 from retinue.cp.losses import told_in
 from retinue.cp.tape import ENDLESS, HEAD, Packed, size_of
 
@@ -297,22 +298,9 @@ def _is_whole(file: SpillFile, chunks: Sequence[Packed]) -> bool:
             bodies = msgpack.unpackb(chunk.blob, strict_map_key=False)
         except Exception:  # whatever it raises: it is nothing that the journal has packed
             return False
-        if type(bodies) is not list or len(bodies) != chunk.records or not all(map(_is_body, bodies)):
+        if type(bodies) is not list or len(bodies) != chunk.records or not all(map(is_body, bodies)):
             return False
     return bool(chunks) and (chunks[0].first, before, records) == (file.first, file.last, file.records)
-
-
-def _is_body(body: object) -> bool:
-    if type(body) is not list or len(body) != 5:
-        return False
-    when, severity, logger, message, fields = body
-    return (
-        type(when) is float
-        and type(severity) is int
-        and 0 <= severity <= 7
-        and type(logger) is type(message) is str
-        and type(fields) is dict
-    )
 
 
 def _folder_name(machine: str) -> str:
