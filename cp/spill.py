@@ -8,6 +8,8 @@ removed when all in it is stored: what there is after a kill -9 is what the name
 
 Nothing is synchronised with the disk: what waits belongs to a run of the system, which ends with the host.
 
+One descriptor is kept for it (:mod:`retinue.cp.leeway`): records go to the disk also when no other is left.
+
 What is gone or spoilt is lost. What cannot be read for another reason (no descriptor is left, somebody may not read it)
 is read another time, and nothing that comes after it is handed over before that. A file that cannot be removed comes
 again in the next run: the machine that keeps records knows each by its run and its number.
@@ -21,12 +23,14 @@ import pathlib
 import urllib.parse
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Final
 
 import attrs
 import msgpack
 
 from retinue.cp.checking import is_body
+from retinue.cp.leeway import Leeway
 from retinue.cp.losses import told_in
 from retinue.cp.tape import ENDLESS, HEAD, Packed, size_of
 
@@ -57,16 +61,24 @@ class SpillFile:
 class Spill:
     """What one run of a system has on the disk. ``folder`` is for all runs; it is made when something is put there.
 
-    ``tries`` says how often files were read in vain, for whoever looks at earlier runs again and again.
+    ``tries`` says how often files were read in vain, for whoever looks at earlier runs again and again; they share the
+    ``leeway``.
     """
 
-    def __init__(self, folder: pathlib.Path, run: str, tries: dict[tuple[str, str, int], int] | None = None) -> None:
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        run: str,
+        tries: dict[tuple[str, str, int], int] | None = None,
+        leeway: Leeway | None = None,
+    ) -> None:
         self._all = folder
         self._folder = folder / run
         self._files: dict[str, deque[SpillFile]] = {}
         self._sizes: dict[str, int] = {}
         self._kept: dict[str, tuple[SpillFile, list[Packed]]] = {}  # the file that was read last
         self._tries = {} if tries is None else tries  # by run, machine and first number
+        self._leeway = leeway or Leeway()
         self.broken: list[tuple[str, SpillFile, int]] = []
         """Files that are spoilt or gone, with what was lost with them: whoever finds some here counts that."""
         self.unread: list[tuple[str, SpillFile, OSError]] = []
@@ -77,13 +89,13 @@ class Spill:
 
     def _find(self) -> None:
         try:
-            names = sorted(os.listdir(self._folder))
+            names = sorted(self._leeway.do(lambda: os.listdir(self._folder)))
         except OSError as exc:
             self.unlisted = None if exc.errno in _GONE else exc
             return
         for name in names:
             try:
-                files = _listed(self._folder / name)
+                files = self._leeway.do(partial(_listed, self._folder / name))
             except OSError as exc:
                 self.unlisted = self.unlisted if exc.errno in _GONE else exc
                 continue
@@ -104,14 +116,10 @@ class Spill:
         new = path.with_name(_NEW)
         try:
             try:
-                stream = new.open("wb", buffering=0)
+                self._leeway.do(lambda: _write(new, data))
             except FileNotFoundError:
                 path.parent.mkdir(0o700, parents=True, exist_ok=True)
-                stream = new.open("wb", buffering=0)
-            with stream:
-                view = memoryview(data)
-                while view:
-                    view = view[stream.write(view) :]
+                self._leeway.do(lambda: _write(new, data))
             new.rename(path)
         except OSError:
             with contextlib.suppress(OSError):
@@ -158,7 +166,7 @@ class Spill:
         if self._files:
             return
         with contextlib.suppress(OSError):
-            for machine in os.listdir(self._folder):
+            for machine in self._leeway.do(lambda: os.listdir(self._folder)):
                 with contextlib.suppress(OSError):
                     os.rmdir(self._folder / machine)
             os.rmdir(self._folder)
@@ -234,7 +242,7 @@ class Spill:
         if of is file:
             return chunks
         try:
-            data = self._path(machine, file).read_bytes()
+            data = self._leeway.do(self._path(machine, file).read_bytes)
             chunks = chunks_of(machine, data)
             if len(data) != file.size or not _is_whole(file, chunks):
                 raise ValueError("what is in it is not what its name says")
@@ -259,10 +267,10 @@ class Spill:
     def earlier(self) -> list["Spill"]:
         """What runs before this one have left: nobody could store it before they ended. OSError: nobody knows now."""
         try:
-            names = sorted(os.listdir(self._all))
+            names = sorted(self._leeway.do(lambda: os.listdir(self._all)))
         except FileNotFoundError:
             return []
-        return [Spill(self._all, name, self._tries) for name in names if name != self._folder.name]
+        return [Spill(self._all, name, self._tries, self._leeway) for name in names if name != self._folder.name]
 
     @property
     def run(self) -> str:
@@ -301,6 +309,13 @@ def _is_whole(file: SpillFile, chunks: Sequence[Packed]) -> bool:
         if type(bodies) is not list or len(bodies) != chunk.records or not all(map(is_body, bodies)):
             return False
     return bool(chunks) and (chunks[0].first, before, records) == (file.first, file.last, file.records)
+
+
+def _write(path: pathlib.Path, data: bytes) -> None:
+    with path.open("wb", buffering=0) as stream:
+        view = memoryview(data)
+        while view:
+            view = view[stream.write(view) :]
 
 
 def _folder_name(machine: str) -> str:
