@@ -94,6 +94,7 @@ class Keeper:
         self._wanted = 0  # so many waiting records are worth a look
         self._earlier = Earlier(syslog, first_of)
         self._unread_told = False
+        self._left = trio.Event()  # there is something to look at again
 
     def notice(self) -> None:
         """There are more records."""
@@ -125,7 +126,8 @@ class Keeper:
                     self._ordered = False
                     async with trio.open_nursery() as nursery:
                         if not await self._earlier.pour(self._path, self._form):
-                            nursery.start_soon(self._pour_later, self._path)
+                            self._left.set()
+                        nursery.start_soon(self._pour_later, self._path)
                         await self._pour(self._path)
             except* PathError:
                 pass  # it died, or was not ready after all: again
@@ -240,11 +242,13 @@ class Keeper:
         self._came.set()
 
     async def _pour_later(self, path: Path) -> None:
-        """Hand over what of earlier runs could not be read, or was not taken, as soon as it can."""
+        """Hand over what of earlier runs could not be read, or was not taken, or was set aside, as soon as it can."""
         while True:
+            await self._left.wait()
+            self._left = trio.Event()
             await trio.sleep(LATER)
-            if await self._earlier.pour(path, self._form):
-                return
+            if not await self._earlier.pour(path, self._form):
+                self._left.set()
 
     async def _wait_for_disk(self, unread: Sequence[tuple[str, SpillFile, OSError]]) -> None:
         """What is to be handed over next lies on the disk, and cannot be read now."""
@@ -253,6 +257,11 @@ class Keeper:
             self._unread_told = True
             text = f"what {machine} has on the disk cannot be read now, and all that came later waits: {why}"
             self._syslog.write(WARNING, text, fields={"of": machine})
+        spill = self._journal.room.spill
+        if spill is not None and self._earlier.set_aside(spill, self._journal.stored):
+            self._unread_told = False
+            self._journal.recount()
+            self._left.set()
         await trio.sleep(RETRY)
 
     async def settle(self) -> None:

@@ -11,13 +11,20 @@ Nothing is synchronised with the disk: what waits belongs to a run of the system
 One descriptor is kept for it (:mod:`retinue.cp.leeway`): records go to the disk also when no other is left.
 
 What is gone or spoilt is lost. What cannot be read for another reason (no descriptor is left, somebody may not read it)
-is read another time, and nothing that comes after it is handed over before that. A file that cannot be removed comes
-again in the next run: the machine that keeps records knows each by its run and its number.
+is read another time, and nothing that comes after it is handed over before that; but if the reason is none that passes
+by itself, no longer than half a minute. Then the file is *set aside*, into a folder beside that of its run, from where
+its records are stored, with the numbers that they have, as soon as somebody has let it be read::
+
+    spill/RUN.aside/MACHINE/FIRST-LAST-RECORDS
+
+A file that cannot be removed comes again in the next run: the machine that keeps records knows each by its run and its
+number.
 """
 
 import contextlib
 import errno
 import heapq
+import itertools
 import os
 import pathlib
 import urllib.parse
@@ -30,7 +37,7 @@ import attrs
 import msgpack
 
 from retinue.cp.checking import is_body
-from retinue.cp.leeway import Leeway
+from retinue.cp.leeway import EXHAUSTED, Leeway
 from retinue.cp.losses import told_in
 from retinue.cp.tape import ENDLESS, HEAD, Packed, size_of
 
@@ -38,9 +45,16 @@ from retinue.cp.tape import ENDLESS, HEAD, Packed, size_of
 _NEW: Final = ".new"
 # There is no such file any more.
 _GONE: Final = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
-# How often a file is read of which the disk says EIO, until it is given up: half a minute of attempts, some minutes for
-# one of an earlier run.
+# Reasons why a file cannot be read that have nothing to do with it: they pass.
+_PASSING: Final = (*EXHAUSTED, errno.ENOMEM)
+# How often a file is read in vain, until it is given up (the disk says EIO) or set aside (it says something else): half
+# a minute of attempts, some minutes for one of an earlier run.
 TRIES: Final = 30
+# What the name of a folder ends in that has what was set aside. That of a run does not.
+_ASIDE: Final = ".aside"
+
+Tries = dict[tuple[str, str, int], tuple[int | None, int]]
+"""By run, machine and first number: why a file could not be read, and how often for that reason."""
 
 
 @attrs.frozen
@@ -58,6 +72,20 @@ class SpillFile:
         return f"{self.first:020}-{self.last:020}-{self.records}"
 
 
+@attrs.frozen
+class SetAside:
+    """What was set aside of one machine: where the oldest of the files is now, how many they are, and why.
+
+    ``records`` is how many are in them that were not stored; at most, if some of the first file had been.
+    """
+
+    machine: str
+    records: int
+    path: pathlib.Path
+    files: int
+    why: OSError
+
+
 class Spill:
     """What one run of a system has on the disk. ``folder`` is for all runs; it is made when something is put there.
 
@@ -69,7 +97,7 @@ class Spill:
         self,
         folder: pathlib.Path,
         run: str,
-        tries: dict[tuple[str, str, int], int] | None = None,
+        tries: Tries | None = None,
         leeway: Leeway | None = None,
     ) -> None:
         self._all = folder
@@ -77,12 +105,13 @@ class Spill:
         self._files: dict[str, deque[SpillFile]] = {}
         self._sizes: dict[str, int] = {}
         self._kept: dict[str, tuple[SpillFile, list[Packed]]] = {}  # the file that was read last
-        self._tries = {} if tries is None else tries  # by run, machine and first number
+        self._tries: Tries = {} if tries is None else tries
         self._leeway = leeway or Leeway()
         self.broken: list[tuple[str, SpillFile, int]] = []
         """Files that are spoilt or gone, with what was lost with them: whoever finds some here counts that."""
         self.unread: list[tuple[str, SpillFile, OSError]] = []
         """Files that :meth:`packed` could not read just now, and may another time."""
+        self._passed: dict[tuple[str, SpillFile], OSError] = {}  # those that were left out, of what was set aside
         self.unlisted: OSError | None = None
         """Why there may be files that are not known here. They stay where they are, for the next run."""
         self._find()
@@ -158,8 +187,33 @@ class Spill:
     def stored(self, last: int) -> None:
         """Everything up to this number is stored."""
         for machine, files in [*self._files.items()]:
-            while files and files[0].last <= last:
-                self.remove(machine, files[0])
+            for file in [*itertools.takewhile(lambda file: file.last <= last, files)]:
+                if (machine, file) not in self._passed:
+                    self.remove(machine, file)
+
+    def set_aside(self, after: int) -> list[SetAside]:
+        """Put away what could not be read for too long. ``after``: up to this number all is stored.
+
+        From then on it is part of :meth:`earlier`. What the disk does not move stays here, and waits.
+        """
+        moved: dict[str, list[tuple[SpillFile, pathlib.Path, OSError]]] = {}
+        for machine, file, why in [*self.unread]:
+            _, tries = self._tries.get((self.run, machine, file.first), (None, 0))
+            if self.is_aside or why.errno in _PASSING or tries < TRIES:
+                continue
+            path = self._path(machine, file)
+            to = self._all / f"{self.run}{_ASIDE}" / path.relative_to(self._folder)
+            try:
+                to.parent.mkdir(0o700, parents=True, exist_ok=True)
+                path.rename(to)
+            except OSError:
+                continue
+            self.remove(machine, file)
+            moved.setdefault(machine, []).append((file, to, why))
+        return [
+            SetAside(machine, sum(_most(file, after) for file, _, _ in files), files[0][1], len(files), files[0][2])
+            for machine, files in moved.items()
+        ]
 
     def close(self) -> None:
         """Remove the folder of a run that has nothing on the disk; whatever else there is stays."""
@@ -209,10 +263,18 @@ class Spill:
 
     def before_unread(self, chunks: Sequence[Packed]) -> Sequence[Packed]:
         """Those of them, oldest first, before which nothing is missing that may be read another time."""
-        if not self.unread:
-            return chunks
-        first = min(file.first for _, file, _ in self.unread)
-        return [chunk for chunk in chunks if chunk.first < first]
+        first = self.first_unread
+        return [chunk for chunk in chunks if chunk.first < first] if self.unread else chunks
+
+    @property
+    def first_unread(self) -> int:
+        """The number before which everything could be read. Nothing that was set aside waits for something else."""
+        return ENDLESS if self.is_aside else min((file.first for _, file, _ in self.unread), default=ENDLESS)
+
+    @property
+    def trouble(self) -> OSError | None:
+        """Why something here could not be read, if that is so."""
+        return next((why for _, _, why in self.unread), None) or next(iter(self._passed.values()), self.unlisted)
 
     def left(self, after: int) -> int:
         """How many records with higher numbers are at most in files that :meth:`packed` could not read."""
@@ -255,9 +317,13 @@ class Spill:
     def _failed(self, machine: str, file: SpillFile, after: int, why: OSError | ValueError) -> None:
         if isinstance(why, OSError) and why.errno not in _GONE:
             key = self.run, machine, file.first
-            tries = self._tries[key] = self._tries.get(key, 0) + 1
+            reason, tries = self._tries.get(key, (None, 0))
+            tries = tries + 1 if reason == why.errno else 1
+            self._tries[key] = why.errno, tries
             if why.errno != errno.EIO or tries < TRIES:
                 self.unread.append((machine, file, why))
+                if self.is_aside:
+                    self._passed[machine, file] = why
                 return
         if not any(each is file for _, each, _ in self.broken):
             self.broken.append((machine, file, _most(file, after)))
@@ -265,7 +331,10 @@ class Spill:
     # -- earlier runs ----------------------------------------------------------------------------------------------
 
     def earlier(self) -> list["Spill"]:
-        """What runs before this one have left: nobody could store it before they ended. OSError: nobody knows now."""
+        """What runs before this one have left, for nobody could store it before they ended, and what was set aside.
+
+        OSError: nobody knows now.
+        """
         try:
             names = sorted(self._leeway.do(lambda: os.listdir(self._all)))
         except FileNotFoundError:
@@ -275,7 +344,12 @@ class Spill:
     @property
     def run(self) -> str:
         """The run whose records they are."""
-        return self._folder.name
+        return self._folder.name.removesuffix(_ASIDE)
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether this is what was set aside."""
+        return self._folder.name.endswith(_ASIDE)
 
 
 def chunks_of(machine: str, data: bytes) -> list[Packed]:

@@ -1,0 +1,322 @@
+"""Records on the disk that may not be read: they hold up others for a moment only, and are stored when they may be."""
+
+import errno
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+from tests.cp.keepers import handing_over, served
+from tests.cp.log_store import K, Store, kept, losses, policies, said, settle, there, until
+
+from retinue.cp import keeper as keeping
+from retinue.cp import spill as spilling
+from retinue.cp.directory.model import LogPolicy
+from retinue.cp.journal import LEAST_ROOM, Journal
+from retinue.cp.records import Record
+from retinue.cp.spill import Spill
+from retinue.cp.syslog import Syslog
+from retinue.cp.tape import records_of
+from retinue.pipes import Message, Path
+from retinue.services.syslog import Storing
+from retinue.services.syslog.retention import Retention
+from retinue.services.syslog.store import Store as Database
+
+BOUND = policies(LogPolicy(buffer=64 * K), "M", "N")
+NOBODY = 65534
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[pathlib.Path]:
+    """A folder of the user that the test runs as, who is not root: that one may read everything."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(NOBODY)
+    made = pathlib.Path(tempfile.mkdtemp(prefix="spill"))
+    monkeypatch.setattr(spilling, "TRIES", 3)
+    monkeypatch.setattr(keeping, "RETRY", 0.001)
+    monkeypatch.setattr(keeping, "LATER", 0.001)
+    yield made
+    os.seteuid(before)
+    shutil.rmtree(made)
+
+
+def written(folder: pathlib.Path, count: int = 300, journal: Journal | None = None) -> Syslog:
+    """A log of which so many records of M wait, and as many of N between them."""
+    log = Syslog(journal=journal, policies=BOUND, spill=folder)
+    log.journal.keep()
+    for number in range(count):
+        for machine in "MN":
+            log.write(5, f"{number} " + "x" * 500, machine=machine)
+    return log
+
+
+def spilt(folder: pathlib.Path, log: Syslog) -> list[pathlib.Path]:
+    return sorted((folder / log.run / "M").iterdir())
+
+
+def records_in(file: pathlib.Path) -> int:
+    return int(file.name.rpartition("-")[2])
+
+
+def numbers(store: Store, machine: str) -> list[int]:
+    return [int(text.split()[0]) for text in said(store.of(machine)) if text.endswith("x" * 500)]
+
+
+def about(store: Store, text: str) -> list[Record]:
+    return [each for each in store.records if text in each["message"]]
+
+
+async def test_rest_does_not_wait_for_ever_for_a_file_that_may_not_be_read(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said once, with the file and the cure, and in the machine's own log; then it is stored as what it is."""
+    log, store = written(folder), Store()
+    store.let(True)
+    file = spilt(folder, log)[1]
+    before, gone = (records_in(each) for each in spilt(folder, log)[:2])
+    file.chmod(0)
+    aside = folder / f"{log.run}.aside" / "M" / file.name
+    async with kept(log, store, monkeypatch):
+        await settle(log, store)
+        assert numbers(store, "N") == [*range(300)]
+        assert numbers(store, "M") == [*range(before), *range(before + gone, 300)]
+        (told,) = about(store, "are set aside")
+        assert told["message"] == (
+            f"{gone} lines of M are set aside, and stored when user {os.geteuid()} can read {aside}: Permission denied"
+        )
+        assert told["fields"] == {"of": "M", "run": log.run, "waiting": gone, "file": str(aside)}
+        (gap,) = about(store, "until they can be read")
+        assert gap["message"] == f"-- {gone} lines from before are missing until they can be read on the disk --"
+        assert (gap["machine"], gap["fields"]) == ("M", {"waiting": gone})
+        for number in range(300, 500):
+            log.write(5, f"{number} " + "x" * 500, machine="M")
+        await settle(log, store)
+        assert numbers(store, "M")[-1] == 499
+        assert len(about(store, "cannot be read now")) == 1
+        aside.chmod(0o600)
+        await until(lambda: bool(about(store, "are stored now")))
+        assert about(store, "are stored now")[0]["message"].startswith(f"{gone} lines of M that were set aside")
+        await settle(log, store)
+    assert sorted(numbers(store, "M")) == [*range(500)]
+    late = [each["seq"] for each in store.of("M") if each["message"].startswith(f"{before} ")]
+    first, last, _ = map(int, file.name.split("-"))
+    assert first <= late[0] <= last
+    assert sorted(each["seq"] for each in store.records) == [*range(1, log.last + 1)]
+    assert {*store.runs} == {log.run}
+    assert losses(store.records) == {}
+    log.finish()
+    assert there(folder) == []
+
+
+async def test_lines_are_stored_late_in_the_place_that_is_theirs(folder: pathlib.Path) -> None:
+    """By what stores them in truth: some of a file may be there already, and batches of the run keep their order."""
+    log = written(folder)
+    file = spilt(folder, log)[1]
+    first, _, count = map(int, file.name.split("-"))
+    database = Database(str(folder / "records.sqlite3"), Retention(1_000_000))
+    storing = Storing(database)
+    earlier = next(chunk for chunk in log.journal.packed(after=first - 1) if chunk.machine == "M")
+    storing.add(log.run, [(earlier.machine, earlier.generation, earlier.first, earlier.blob)])
+    assert log.journal.room.spill is not None
+    log.journal.room.spill._kept.clear()  # as if another file had been read since
+    file.chmod(0)
+
+    async def store(message: Message) -> dict[str, bool]:
+        _, body = message.body
+        return storing.add(body["run"], body["chunks"], body.get("after"), body.get("last"))
+
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[Path]:
+        async with served(lambda other: other.serve(store)) as (path, _):
+            yield path
+
+    def found() -> list[int]:
+        return [row.seq for row in database.after(0, 10_000)]
+
+    async with handing_over(log, connect):
+        await log.keeper.settle()
+        assert len(found()) == log.last - count + 1
+        (folder / f"{log.run}.aside" / "M" / file.name).chmod(0o600)
+        while not any("are stored now" in row.message for row in database.after(0, 10_000)):
+            log.write(5, "more")
+            await log.keeper.settle()
+    assert found() == [*range(1, log.last + 1)]
+    database.close()
+
+
+@pytest.mark.parametrize("how", ["killed", "ended"])
+async def test_what_was_set_aside_outlives_who_did_it(
+    how: str, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next control program, and the next run, read it as soon as they may. Each says once that it may not."""
+    log, store = written(folder, journal=Journal.create(LEAST_ROOM)), Store()
+    run = log.run
+    store.let(True)
+    file = spilt(folder, log)[0]
+    gone = records_in(file)
+    file.chmod(0)
+    async with kept(log, store, monkeypatch):
+        await settle(log, store)
+    if how == "killed":
+        journal = Journal.adopt(os.dup(log.journal.fileno()))
+        journal_before = log.journal
+    else:
+        log.finish()
+        journal, journal_before = Journal.create(LEAST_ROOM), log.journal
+    assert there(folder) == [f"{run}.aside"] if how == "ended" else f"{run}.aside" in there(folder)
+    log = Syslog(journal=journal, policies=BOUND, spill=folder)
+    log.journal.keep()
+    assert (log.run == run) is (how == "killed")
+    assert log.journal.unkept == len([*records_of(journal.packed(after=journal.stored))])
+    async with kept(log, store, monkeypatch):
+        await until(lambda: bool(about(store, "what was set aside on the disk cannot be read now")))
+        await settle(log, store)
+        assert numbers(store, "M") == [*range(gone, 300)]
+        (folder / f"{run}.aside" / "M" / file.name).chmod(0o600)
+        await until(lambda: bool(about(store, "are stored now")))
+        await settle(log, store)
+    assert len(about(store, "what was set aside on the disk cannot be read now")) == 1
+    assert sorted(numbers(store, "M")) == [*range(300)]
+    assert losses(store.records) == {}
+    log.finish()
+    assert there(folder) == []
+    journal.close()
+    journal_before.close()
+
+
+async def test_rest_of_an_earlier_run_does_not_wait_either(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of its files may not be read: they are told together."""
+    log, store = written(folder), Store()
+    log.finish()
+    run, (first, second, *_) = log.run, spilt(folder, log)
+    gone = records_in(first) + records_in(second)
+    first.chmod(0)
+    second.chmod(0)
+    log = Syslog(spill=folder)
+    store.let(True)
+    async with kept(log, store, monkeypatch):
+        await until(lambda: numbers(store, "M") == [*range(gone, 300)] and numbers(store, "N") == [*range(300)])
+        await until(lambda: bool(about(store, "are set aside")))
+        (told,) = about(store, "are set aside")
+        assert told["message"].startswith(f"{gone} lines of M are set aside")
+        assert " and 1 more: " in told["message"]
+        # The second one does not wait for the first, nor is that forgotten for it.
+        aside = folder / f"{run}.aside" / "M"
+        (aside / second.name).chmod(0o600)
+        await until(lambda: len(about(store, "are stored now")) == 1)
+        (aside / first.name).chmod(0o600)
+        await until(lambda: len(about(store, "are stored now")) == 2)
+        await settle(log, store)
+    assert sorted(numbers(store, "M")) == [*range(300)]
+    assert losses(store.records) == {}
+    log.finish()
+    assert there(folder) == []
+
+
+async def test_what_cannot_be_moved_is_waited_for(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody may write to its folder: nothing is lost, and all of it comes in order when that is cured."""
+    log, store = written(folder), Store()
+    file = spilt(folder, log)[0]
+    tries = 0
+    read = pathlib.Path.read_bytes
+
+    def counted(path: pathlib.Path) -> bytes:
+        nonlocal tries
+        tries += path == file
+        return read(path)
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", counted)
+    file.chmod(0)
+    file.parent.chmod(0o500)
+    store.let(True)
+    async with kept(log, store, monkeypatch):
+        await until(lambda: tries > 3 * spilling.TRIES)
+        assert log.keeper.unkept >= 600
+        file.chmod(0o600)
+        file.parent.chmod(0o700)
+        await settle(log, store)
+    assert numbers(store, "M") == numbers(store, "N") == [*range(300)]
+    assert about(store, "set aside") == []
+    assert losses(store.records) == {}
+
+
+async def test_what_was_set_aside_and_is_spoilt_is_a_loss(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted once, in its place, though it was said before that it waits."""
+    log, store = written(folder), Store()
+    store.let(True)
+    file = spilt(folder, log)[0]
+    gone = records_in(file)
+    file.chmod(0)
+    async with kept(log, store, monkeypatch):
+        await settle(log, store)
+        aside = folder / f"{log.run}.aside" / "M" / file.name
+        aside.unlink()
+        aside.write_bytes(b"")
+        await until(lambda: bool(about(store, "they were spoilt")))
+        await settle(log, store)
+    assert losses(store.records) == {"spill": gone}
+    assert numbers(store, "M") == [*range(gone, 300)]
+    (place,) = [each["seq"] for each in store.records if "lost" in each["fields"]]
+    assert place == int(file.name.split("-")[1])
+    log.finish()
+    assert there(folder) == []
+
+
+async def test_what_was_set_aside_does_not_count_as_what_waits(folder: pathlib.Path) -> None:
+    """Nobody has to hand over everything else before that is known."""
+    log = written(folder)
+    file = spilt(folder, log)[0]
+    file.chmod(0)
+    for _ in range(spilling.TRIES):
+        _, unread = log.keeper._next_batch(0)
+        assert len(unread) == 1
+        await log.keeper._wait_for_disk(unread)
+    assert log.keeper.unkept == log.last - records_in(file)
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+async def test_what_passes_by_itself_sets_nothing_aside(
+    error: int, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it takes: the file is as good as any."""
+    log, store = written(folder), Store()
+    tries = 0
+
+    def fail(path: pathlib.Path) -> bytes:
+        nonlocal tries
+        tries += 1
+        raise OSError(error, os.strerror(error), str(path))
+
+    store.let(True)
+    with monkeypatch.context() as failing:
+        failing.setattr(pathlib.Path, "read_bytes", fail)
+        async with kept(log, store, monkeypatch):
+            await until(lambda: tries > 100)
+            failing.undo()
+            await settle(log, store)
+    assert numbers(store, "M") == numbers(store, "N") == [*range(300)]
+    assert about(store, "set aside") == []
+
+
+def test_some_of_it_may_be_stored(folder: pathlib.Path) -> None:
+    """Then it is told how many lines are missing at most."""
+    log = written(folder)
+    spill = Spill(folder, log.run)
+    first = spill.files("M")[0]
+    (folder / log.run / "M" / first.name).chmod(0)
+    for _ in range(spilling.TRIES):
+        assert spill.set_aside(0) == []
+        next(spill.packed(0))
+    (aside,) = spill.set_aside(first.last - 5)
+    assert (aside.machine, aside.records, aside.files, aside.why.errno) == ("M", 5, 1, errno.EACCES)
+    assert first not in spill.files("M")
+    assert spill.trouble is None
