@@ -255,7 +255,7 @@ class Journal:
         first = self.last + 1
         blocks = self._lay(tape, generation, pieces_of(self._packer, bodies)) if bodies else []
         self.last += len(bodies)
-        self.unkept += len(bodies)
+        self.unkept += len(bodies) if blocks else 0
         if told:
             cause, count = told  # more may have been lost since that was counted, even for the room of this record
             setattr(tape, _CAUSES[cause], max(0, getattr(tape, _CAUSES[cause]) - count))
@@ -271,9 +271,13 @@ class Journal:
         return first
 
     def _lay(self, tape: Tape, generation: int, pieces: Sequence[tuple[int, bytes]]) -> list[Block]:
-        """Write chunks behind the end of the machine's blocks; returns the blocks that have any of them."""
-        while not self.room.make(tape, self._new_blocks(tape, pieces)):
-            pass  # of its own blocks the last one had to go as well
+        """Write chunks behind the end of the machine's blocks; returns the blocks that have any of them.
+
+        None has: there is no room, and they are counted as lost.
+        """
+        if not self.room.make(tape, lambda: self._new_blocks(tape, pieces)):
+            self.room.refuse(tape, pieces)
+            return []
         first = self.last + 1
         touched: list[Block] = []
         for count, blob in pieces:

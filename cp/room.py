@@ -4,13 +4,15 @@ Each machine keeps KEEP blocks; more only of what waits to be stored. What waits
 policy (:mod:`retinue.cp.log_policy`): what is too much is *given up*, the oldest first: it goes to the disk
 (:mod:`retinue.cp.spill`), or is counted as lost. Its block stays as long as there is room, for those who read the
 newest records. When no block is free, the machine that has most loses its oldest one: a flood drives out nobody else's.
+What is just being stored is never given up, for nobody knows yet whether it is lost: at worst its block goes to the
+disk, and if that takes nothing, what is written now is lost instead (:meth:`Room.refuse`).
 
 What is given up, and what is counted, comes into force with one commit. A file that is written before the commit is
 found twice by who comes after a kill in between, and removed; one that is removed after it is named by the commit.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from retinue.cp.directory.model import LogPolicy
@@ -54,15 +56,22 @@ class Room:
 
     # -- taking ----------------------------------------------------------------------------------------------------
 
-    def make(self, tape: Tape, new: int) -> bool:
-        """Let there be so many free blocks for a machine, within its bounds. False: its last block was given for it."""
-        last = tape.blocks[-1] if tape.blocks else None
-        if new:
-            self._bound(tape, new)
-            self.let_go(tape, KEEP - new)
-        while len(self.free) + len(self._warm) < new:
-            self._drive_out()
-        return last is None or (bool(tape.blocks) and tape.blocks[-1] is last)
+    def make(self, tape: Tape, needed: Callable[[], int]) -> bool:
+        """Let there be as many free blocks for a machine as are ``needed``, within its bounds.
+
+        That is asked again when its last block was given for it. False: there are not so many, for everything else is
+        just being stored.
+        """
+        while True:
+            last, new = tape.blocks[-1] if tape.blocks else None, needed()
+            if new:
+                self._bound(tape, new)
+                self.let_go(tape, KEEP - new)
+            while len(self.free) + len(self._warm) < new:
+                if not self._drive_out():
+                    return False
+            if last is None or (tape.blocks and tape.blocks[-1] is last):
+                return True
 
     def take(self) -> Block:
         """A free block, which was made before."""
@@ -138,6 +147,14 @@ class Room:
             tape.lost = min(tape.lost + lost, MOST)
         block.gone = True
         journal.commit(tape, [block])
+
+    def refuse(self, tape: Tape, pieces: Iterable[tuple[int, bytes]]) -> None:
+        """Count what is about to be committed as lost: there is no room for it."""
+        lost = sum(count + told_in(blob, 1, 0) for count, blob in pieces)
+        if self.spill is not None and self.policies.of(tape.name).policy != "drop":
+            tape.lost_spill = min(tape.lost_spill + lost, MOST)
+        else:
+            tape.lost = min(tape.lost + lost, MOST)
 
     def _put(self, tape: Tape, block: Block) -> bool:
         """Write a block to the disk; False when that does not take it."""
@@ -257,22 +274,27 @@ class Room:
     def _waits(self, block: Block) -> bool:
         return self._journal.keeping and not block.gone and block.last > self._journal.stored
 
-    def _drive_out(self) -> None:
-        """Free the oldest block of the machine that has most.
+    def _drive_out(self) -> bool:
+        """Free the oldest block of the machine that has most; one that is stored if possible.
 
-        If possible one that is stored, and none that is just being stored.
+        One that is just being stored only goes to the disk, and if there is no other one. False: that does not take it.
         """
         tapes = sorted((tape for tape in self._tapes.values() if tape.blocks), key=lambda tape: -len(tape.blocks))
         for tape in tapes:
             if len(tape.blocks) > 1 and not self._waits(tape.blocks[0]):
                 self._free(tape, tape.blocks[0])
-                return
+                return True
         for tape in tapes:
             for block in tape.blocks:
                 if not self._waits(block) or block.first > self._journal.offered:
                     self._free(tape, block)
-                    return
-        self._free(tapes[0], tapes[0].blocks[0])
+                    return True
+        tape = tapes[0]
+        if not self._put(tape, tape.blocks[0]):
+            return False
+        self._bound_spill(tape, self.policies.of(tape.name))
+        self._free(tape, tape.blocks[0])
+        return True
 
     def _free(self, tape: Tape, block: Block) -> None:
         self._give_up(tape, block, self.policies.of(tape.name))
