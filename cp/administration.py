@@ -83,8 +83,8 @@ class Administration:
         async with self._changing:
             self._check_running()
             for life in self._named(name):
-                self._cp.supervision.renew(life)
-                await replacement.restart(life)
+                self._renew(life)
+                await replacement.restart(life, self._cp.pager)
 
     async def replace(self, name: str) -> dict[str, Any]:
         """Put a successor with the present code in its place. Rejected ``not-replaced`` when it does not work."""
@@ -100,12 +100,17 @@ class Administration:
 
     async def _replace(self, life: Life, entry: MachineEntry) -> bool:
         overlap = entry.replace == "overlap" and self._cp.pager.has_room(life)
-        if entry.replace == "overlap" and not overlap:
+        if entry.replace == "overlap" and not overlap and life.current is not None:
             text = f"there is no room for two of {life.name}: its successor starts when it has ended"
             self._cp.syslog.write(NOTICE, text)
-        self._cp.supervision.renew(life)
-        await replacement.replace(life, entry, overlap=overlap)
+        self._renew(life)
+        await replacement.replace(life, entry, self._cp.pager, overlap=overlap)
         return overlap
+
+    def _renew(self, life: Life) -> None:
+        """An operator wants it to run: what it has done before does not count any more."""
+        self._cp.supervision.renew(life)
+        self._cp.pager.admission.forgive(life.name)
 
     # -- settings ------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,10 @@
-"""A successor in the place of a machine's process, so that nobody misses a message; or the same process anew."""
+"""A successor in the place of a machine's process, so that nobody misses a message; or the same process anew.
 
-from typing import Final
+Where real storage is over-committed, a machine that would not be started again is not ended: it goes on as it is. One
+that has no process waits for room anyway; who orders something waits with it for a moment, since others may rest.
+"""
+
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -11,15 +15,22 @@ from retinue.cp.life import Life
 from retinue.cp.standing import Wish
 from retinue.pipes import Rejected
 
+if TYPE_CHECKING:
+    from retinue.cp.pager.pager import Pager
+
 # Seconds an order waits for a machine to be ready: it may have to wait for others, and other orders wait for this one.
 PATIENCE: Final = 2 * START_LIMIT
+# The same while it may not be started for want of real storage: who is idle rests within that time.
+ROOM_PATIENCE: Final = 10.0
+_CURE: Final = "retinue ps --storage shows who has how much: stop somebody, or give [system] more storage"
 
 
-async def replace(life: Life, entry: MachineEntry, *, overlap: bool) -> None:
+async def replace(life: Life, entry: MachineEntry, pager: "Pager", *, overlap: bool) -> None:
     """Have a successor with this definition take the machine's place.
 
     With ``overlap`` it is started beside its predecessor. Rejected ``not-replaced`` when it does not become ready: then
-    the machine runs as before. A machine that does not run has the definition from now on.
+    the machine runs as before. Rejected ``no-room``, likewise, when there is no room in real storage for it. A machine
+    that does not run has the definition from now on.
     """
     current, before = life.current, life.entry
     try:
@@ -28,39 +39,60 @@ async def replace(life: Life, entry: MachineEntry, *, overlap: bool) -> None:
             if life.wish is Wish.UP:
                 if current is not None and current.leaving is None and current.ready_at is None:
                     life.start_again(Trouble(Cause.REPLACED, "replaced while it started"), _now())
-                await _come_up(life, current)
+                await _come_up(life, current, pager)
         elif overlap:
             await _overlap(life, current, entry)
         else:
-            await _stop_first(life, current, entry)
+            _check_room(life, pager)
+            await _stop_first(life, current, entry, pager)
     except Rejected:
         life.redefine(before)
         raise
 
 
-async def restart(life: Life) -> None:
-    """Stop and start it, or start it. Rejected ``not-ready`` when it does not start."""
+async def restart(life: Life, pager: "Pager") -> None:
+    """Stop and start it, or start it. Rejected ``not-ready`` when it does not start.
+
+    Rejected ``no-room`` when there is no room in real storage for it: then it goes on, or waits for that.
+    """
     current = life.current
     if current is None or life.wish is not Wish.UP:
         life.ask_to_start()
     else:
+        _check_room(life, pager)
         life.start_again(Trouble(Cause.ASKED, "asked to start again"), _now())
-    await _come_up(life, current)
+    await _come_up(life, current, pager)
 
 
-async def _come_up(life: Life, before: Incarnation | None, *, tries: int = 1) -> None:
-    """Until a process after ``before`` is ready; Rejected ``not-ready`` when so many have not become so."""
+def _check_room(life: Life, pager: "Pager") -> None:
+    """Rejected ``no-room`` if nobody could say when a machine that ends now is started again."""
+    if why := pager.why_not_again(life):
+        text = f"{life.name} goes on as it is, for nobody would start it again when it has ended"
+        raise Rejected("no-room", f"{text}: {why}; {_CURE}")
+
+
+async def _come_up(life: Life, before: Incarnation | None, pager: "Pager", *, tries: int = 1) -> None:
+    """Until a process after ``before`` is ready; Rejected ``not-ready`` when so many have not become so, and
+    ``no-room`` when none is started for want of real storage."""
     if before is not None:
         await life.wait_until(lambda: before.death is not None or life.wish is not Wish.UP)
     last = life.generation - (life.current is not None and life.current is not before) + tries
+
+    def over() -> bool:
+        ready = life.ready and life.current is not before
+        return ready or life.wish is not Wish.UP or life.failed_generation >= last
+
+    def held() -> str:
+        return pager.why_held(life) if life.wish is Wish.UP and life.current is None else ""
+
     with trio.move_on_after(PATIENCE):
-        await life.wait_until(
-            lambda: (
-                (life.ready and life.current is not before)
-                or life.wish is not Wish.UP
-                or life.failed_generation >= last
-            )
-        )
+        while not over():
+            await life.wait_until(lambda: over() or bool(held()))
+            with trio.move_on_after(ROOM_PATIENCE):
+                await life.wait_until(lambda: over() or not held())
+            if not over() and (why := held()):
+                text = f"{life.name} has no process, and is started as soon as there is room"
+                raise Rejected("no-room", f"{text}: {why}; {_CURE}")
     if not life.ready:
         raise Rejected("not-ready", f"{life.name} is {life.state.value}" + (f": {life.cause}" if life.cause else ""))
 
@@ -106,12 +138,12 @@ async def _give_back(life: Life, successor: Incarnation) -> None:
     raise Rejected("not-replaced", f"{text}: {death.text}")
 
 
-async def _stop_first(life: Life, current: Incarnation, entry: MachineEntry) -> None:
+async def _stop_first(life: Life, current: Incarnation, entry: MachineEntry, pager: "Pager") -> None:
     life.put_to_trial(life.entry)
     life.redefine(entry)
     try:
         life.start_again(Trouble(Cause.REPLACED, "replaced"), _now())
-        await _come_up(life, current, tries=2)
+        await _come_up(life, current, pager, tries=2)
     finally:
         life.put_to_trial(None)
     if life.trial_failed is not None:

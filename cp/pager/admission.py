@@ -31,6 +31,10 @@ class Room:
     limit: int | None
     held: bool
 
+    def fits(self, more: int) -> bool:
+        """Whether all have room, and are to be started again, if they have so many bytes more."""
+        return self.limit is None or (self.total is not None and self.total + more <= self.limit * LOW)
+
     @property
     def text(self) -> str:
         """In words."""
@@ -79,18 +83,17 @@ class Admission:
         if self._ended.pop(machine, None) is not None:
             self._keep()
 
-    def why_not(self, machine: str, reserve: int = 0) -> str:
-        """Why a machine is not started now; empty if it may be."""
+    def why_not(self, machine: str, reserve: int = 0, freed: int = 0) -> str:
+        """Why a machine is not started now; empty if it may be. ``freed``: bytes that will be free before."""
         room = self._room()
-        if room.held:
+        if room.held and not (freed and room.fits(-freed)):
             return f"no room in real storage: {room.text}, and nothing more can be paged out"
         ended = self._ended.get(machine)
         if ended is None or clock.stamp() - ended.at > FORGOTTEN:
             return ""
         if (left := ended.until - clock.stamp()) > 0:
             return f"it was ended for want of real storage, and may start again in {left:.0f} s if there is room"
-        need = self.need(machine, reserve)
-        if room.limit is not None and (room.total is None or room.total + need > room.limit * LOW):
+        if room.limit is not None and not room.fits(self.need(machine, reserve) - freed):
             return f"it was ended for want of real storage, and there is no room for it yet: {room.text}"
         return ""
 

@@ -12,7 +12,7 @@ import trio
 from retinue.cp.death import Cause, Trouble
 from retinue.cp.host.interface import PagingRefused
 from retinue.cp.pager.admission import Admission, Room
-from retinue.cp.pager.census import Census, Machine, Record
+from retinue.cp.pager.census import Census, Key, Machine, Record
 from retinue.cp.pager.growth import Growth
 from retinue.cp.pager.hibernation import Hibernation
 from retinue.cp.pager.overcommit import Overcommit, Step, victim
@@ -88,7 +88,7 @@ class Pager:
         self._looking = trio.Lock()
         self._changed = trio.Event()
         self._told: set[str] = set()
-        self._stopped: set[tuple[str, int]] = set()  # processes that have ever stood still because of this
+        self._stopped: set[Key] = set()  # processes that have ever stood still because of this
         self._total = 0  # bytes after the last pass
         self._passed = 0.0  # when it looked for it
         self._rate = 0.0  # by how many a second they grew before it
@@ -123,6 +123,12 @@ class Pager:
     def why_held(self, life: "Life") -> str:
         """Why a machine must not be started now; empty if it may be."""
         return self.admission.why_not(life.name, life.entry.reserve) if self.limit is not None else ""
+
+    def why_not_again(self, life: "Life") -> str:
+        """Why a machine would not be started again if it ended now; empty if it would be, at once or in a moment."""
+        if self.limit is None:
+            return ""
+        return self.admission.why_not(life.name, life.entry.reserve, freed=self._resident(life))
 
     def admits(self, life: "Life", asked: float) -> bool:
         """Whether a machine may be born now, which wants to since ``asked``. If not, others rest if they can."""
@@ -177,8 +183,10 @@ class Pager:
         """Whether there is room for a successor beside a machine, which will need as much as it does."""
         if self.limit is None:
             return True
-        mine = sum(record.resident for (name, _), record in self.census.records.items() if name == life.name)
-        return not self.overcommit.holds and self.census.total + mine <= self.limit
+        return not self.overcommit.holds and self.census.total + self._resident(life) <= self.limit
+
+    def _resident(self, life: "Life") -> int:
+        return sum(record.resident for (name, _), record in self.census.records.items() if name == life.name)
 
     # -- over the death of a control program ---------------------------------------------------------------------------
 
@@ -260,11 +268,10 @@ class Pager:
         await self.look()
         now, limit = trio.current_time(), self.limit
         high = LOW if self.overcommit.holds else HIGH  # nobody is started before there is room down to there
-        figures = self.census.figures(now)
+        figures, grown = self.census.figures(now), self.census.total - self._total
         if self._passed:
-            self._growth.note(now, self.census.total - self._total)
-        rate = (self.census.total - self._total) / max(now - self._passed, SOONEST)
-        self._rate = max(rate, self._rate / 2)
+            self._growth.note(now, grown)
+        self._rate = max(grown / max(now - self._passed, SOONEST), self._rate / 2)
         segments, self._evicted = sum(record.segments for record in self.census.records.values()), 0
         taken = await self._take_all(plan(figures, self._aim(), self._cp.host.pressure(), high))
         total = self._total = max(self.census.total - taken, 0)
@@ -347,7 +354,7 @@ class Pager:
         return gone
 
     @contextmanager
-    def _still(self, key: tuple[str, int]) -> Iterator[None]:
+    def _still(self, key: Key) -> Iterator[None]:
         """A process stands still for the length of the block, if it is this control program that lets it."""
         if key not in self._stopped:
             self._stopped.add(key)

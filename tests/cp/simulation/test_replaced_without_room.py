@@ -6,7 +6,8 @@ from typing import Final
 
 import pytest
 import trio
-from tests.cp.simulation.shelves import MIB, SHELVES, Reading, ask, generations, said, shelves, states
+from tests.cp.simulation.paged import MIB
+from tests.cp.simulation.shelves import SHELVES, TOPOLOGY, Reading, ask, generations, said, shelves, states
 from trio.testing import MockClock
 
 from retinue.cp.pager.admission import FIRST
@@ -92,26 +93,45 @@ async def test_machine_whose_end_makes_room_is_replaced(autojump_clock: MockCloc
         assert (states(system), generations(system)["A"]) == ("A---", 2)
 
 
-async def test_order_waits_for_those_who_rest(autojump_clock: MockClock) -> None:
-    """The machine was ended for want of storage: who wants it now need not wait as long as it would have to."""
+async def ended(system: SimulatedSystem, reading: Reading) -> float:
+    """Let HALL be ended for want of storage, while A and B are busy; returns when that was."""
+    await ask(system, reading, "A", "B")
+    system["HALL"].pages.grow(30 * MIB)
+    for name in "AB":
+        reading.ask(name, 30)
+    await system.jump(2)
+    system["HALL"].pages.grow(30 * MIB)
+    await system["HALL"].wait("WAITING")
+    return trio.current_time()
+
+
+@pytest.mark.parametrize("verb", ["replace", "restart"])
+async def test_who_is_wanted_by_an_operator_does_not_wait_for_having_been_ended(
+    verb: str, autojump_clock: MockClock
+) -> None:
+    """There is room: it is started before its time."""
     async with shelves() as (system, reading):
-        await ask(system, reading, "A", "B")
-        system["HALL"].pages.grow(30 * MIB)
-        for name in "AB":
-            reading.ask(name, 30)
-        await system.jump(2)
-        system["HALL"].pages.grow(30 * MIB)
-        await system["HALL"].wait("WAITING")
-        ended = trio.current_time()
-        await system.jump(1)
-        reading.ask("C")
-        await system.jump(2)
-        assert (states(system), reading.answers["C"], system["HALL"].state) == ("ABC-", [1], "WAITING")
-        system.nucleus.storage.at_birth["HALL"] = 5 * MIB
-        await order(system, "replace", "HALL")
-        assert trio.current_time() - ended < FIRST
+        when = await ended(system, reading)
+        await order(system, verb, "HALL")
+        assert trio.current_time() - when < FIRST
         assert (system["HALL"].state, system["HALL"].generation) == ("READY", 2)
-        assert states(system) == "AB--"
+        await reading.all_answered()
+        reading.check()
+
+
+async def test_order_waits_for_those_who_rest(autojump_clock: MockClock) -> None:
+    """There is no room for it yet, but somebody is idle."""
+    async with shelves() as (system, reading):
+        when = await ended(system, reading)
+        while system.control_program.pager.overcommit.holds:
+            await system.jump(0.1)
+        reading.ask("C")
+        while system.control_program.pager.census.total < 90 * MIB:
+            await system.jump(0.1)
+        assert trio.current_time() - when < FIRST
+        assert (states(system), reading.answers["C"], system["HALL"].state) == ("ABC-", [1], "WAITING")
+        await order(system, "replace", "HALL")
+        assert (states(system), system["HALL"].state, system["HALL"].generation) == ("AB--", "READY", 2)
         await reading.all_answered()
         reading.check()
 
@@ -127,3 +147,20 @@ async def test_room_that_comes_in_time_is_no_refusal(autojump_clock: MockClock) 
             system["HALL"].pages.give_up(50 * MIB)
         await reading.all_answered()
         assert (states(system), generations(system)["B"]) == ("-B--", 1)
+
+
+async def test_cure_that_is_named_is_one(autojump_clock: MockClock) -> None:
+    """The system is given more by the very file that has a machine replaced, and those that wait are started."""
+    more = TOPOLOGY.replace('storage = "100M"', 'storage = "200M"')
+    more = more.replace("[machines.A]\n", '[machines.A]\nsegments = "1M"\n')
+    async with held("A") as (system, reading):
+        reading.ask("B")
+        await system.jump(1)
+        done = await system.apply(more)
+        assert [(each["machine"], each["how"], each["failed"]) for each in done["changed"]] == [
+            (None, "system", None),
+            ("A", "replace", None),
+        ]
+        await reading.all_answered()
+        reading.check()
+        assert (states(system), generations(system)) == ("AB--", {"A": 2, "B": 1, "C": 0, "D": 0})
