@@ -29,27 +29,31 @@ POSSIBLE: Final = (
 _REFERENCES: Final = 0xFFFF_FFFF
 """_Py_IMMORTAL_REFCNT of 64-bit builds, the lower half of ob_refcnt (Include/object.h of 3.12 and 3.13)."""
 
+_BATCH: Final = 1000
+
 
 def immortalise() -> int:
     """Make all objects immortal that the collector knows or that these lead to; returns how many, 0 if not POSSIBLE.
+
+    What is immortal already leads to nothing that the collector does not know.
 
     Call it once, in a process with one thread, when everything is imported and before anything is forked.
     """
     if not POSSIBLE:
         return 0
     gc.collect()
-    seen: set[int] = set()
-    level = gc.get_objects()
-    found: list[int] = []
-    while level:
+    count = 0
+    references_at = ctypes.c_uint32.from_address
+    waiting = gc.get_objects()
+    while waiting:
         fresh = []
-        for each in level:
-            if id(each) not in seen:
-                seen.add(id(each))
+        for each in waiting[-_BATCH:]:
+            references = references_at(id(each))
+            if references.value != _REFERENCES:
+                references.value = _REFERENCES
                 fresh.append(each)
-        found += map(id, fresh)
-        level = gc.get_referents(*fresh)
-    # Only now: what this function itself has made is not among them, and dies with it.
-    for address in found:
-        ctypes.c_uint32.from_address(address).value = _REFERENCES
-    return len(found)
+        del waiting[-_BATCH:]
+        count += len(fresh)
+        # Few at a time: what lists and sets of all of them leave in the heap would be storage of every machine.
+        waiting += gc.get_referents(*fresh)
+    return count

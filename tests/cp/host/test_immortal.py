@@ -33,6 +33,36 @@ if os.fork() == 0:
 assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
 """
 
+WALK = """
+import ctypes, gc, sys
+from retinue.cp.host import immortal
+import trio, msgpack, attrs, cattrs
+
+def data():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData"))
+
+before = data()
+immortal.immortalise()
+print(data() - before)
+seen, level = {}, [sys.modules]
+while level:
+    fresh = {id(each): each for each in level if id(each) not in seen}
+    seen |= fresh
+    level = gc.get_referents(*fresh.values())
+counted = [where for where in seen if ctypes.c_uint32.from_address(where).value != 0xFFFF_FFFF]
+print(len(seen), sum(type(seen[where]) is not int for where in counted))
+"""
+
+
+@pytest.mark.skipif(not immortal.POSSIBLE, reason="this interpreter has no immortal objects as they are known here")
+def test_everything_that_modules_lead_to_is_immortal_and_the_heap_stays_small() -> None:
+    """But for what the walk itself makes: numbers, and a handful of others."""
+    done = subprocess.run([sys.executable, "-c", WALK], capture_output=True, text=True, check=True)
+    more, seen, counted = map(int, done.stdout.split())
+    assert seen > 30_000
+    assert counted < 20
+    assert more < 4096
+
 
 def own_kib(how: str) -> int:
     done = subprocess.run([sys.executable, "-c", CHILD, how], capture_output=True, text=True, check=False)
