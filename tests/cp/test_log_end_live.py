@@ -1,5 +1,6 @@
 """The records of real systems that have ended, and of machines that are none any more."""
 
+import contextlib
 import json
 import re
 import sqlite3
@@ -37,7 +38,7 @@ def test_last_losses_of_a_system_are_told_by_the_next_one(bench: Bench) -> None:
     wait_for(lambda: [*(log.state / "spill").iterdir()] == [])
     log.said("down")
     assert {"buffer", "end"} <= log.lost("DROP").keys()
-    with sqlite3.connect(log.state / "disks" / "SYSLOG" / "a" / "records.sqlite3") as database:
+    with contextlib.closing(sqlite3.connect(log.state / "disks" / "SYSLOG" / "a" / "records.sqlite3")) as database:
         rows = database.execute("SELECT run, seq, fields FROM records ORDER BY rowid").fetchall()
     first = [(seq, json.loads(fields)) for run, seq, fields in rows if run == rows[0][0]]
     # A number that is used is of a record that is stored, or in a gap; the gaps come last.

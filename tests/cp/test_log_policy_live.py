@@ -1,5 +1,6 @@
 """Records of real machines while SYSLOG is away, is killed, or is too slow: all of them, in order, or counted."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -132,7 +133,7 @@ class Log:
 
     def stored(self, machine: str) -> list[str]:
         """The messages, in order, once each."""
-        with sqlite3.connect(self.state / "disks" / "SYSLOG" / "a" / "records.sqlite3") as database:
+        with contextlib.closing(sqlite3.connect(self.state / "disks" / "SYSLOG" / "a" / "records.sqlite3")) as database:
             rows = database.execute(
                 "SELECT run, seq, message FROM records WHERE machine = ? ORDER BY rowid", [machine]
             ).fetchall()
@@ -140,7 +141,7 @@ class Log:
         return [row[2] for row in rows]
 
     def lost(self, machine: str) -> dict[str, int]:
-        with sqlite3.connect(self.state / "disks" / "SYSLOG" / "a" / "records.sqlite3") as database:
+        with contextlib.closing(sqlite3.connect(self.state / "disks" / "SYSLOG" / "a" / "records.sqlite3")) as database:
             rows = database.execute("SELECT fields FROM records WHERE machine = ? AND fields LIKE '%lost%'", [machine])
             gaps = [json.loads(row[0]) for row in rows]
         found: dict[str, int] = {}

@@ -136,8 +136,9 @@ class Round:
 
     def found(self) -> dict[str, Any]:
         """What is in the store, by machine and generation."""
-        database = sqlite3.connect(self.state / "disks" / "SYSLOG" / "a" / "records.sqlite3")
-        rows = database.execute("SELECT seq, machine, generation, logger, message, fields FROM records ORDER BY seq")
+        with contextlib.closing(sqlite3.connect(self.state / "disks" / "SYSLOG" / "a" / "records.sqlite3")) as database:
+            query = "SELECT seq, machine, generation, logger, message, fields FROM records ORDER BY seq"
+            rows = database.execute(query).fetchall()
         numbers: dict[tuple[str, int], list[int]] = collections.defaultdict(list)
         lost: collections.Counter[str] = collections.Counter()
         said: collections.Counter[str] = collections.Counter()
@@ -152,7 +153,6 @@ class Round:
             elif logger == "retinue.cp" and "lost" in fields:
                 lost[machine] += json.loads(fields)["lost"]
             complaints += machine == "SYSLOG" and "cannot be stored" in message
-        database.close()
         missing: collections.Counter[str] = collections.Counter()
         for (machine, _), each in numbers.items():
             missing[machine] += each[-1] - len(each)
