@@ -45,6 +45,7 @@ LONGEST: Final = (
     "escapes/test_channels.py",
     "cp/test_campaign.py",
     "cp/simulation/test_pager.py",
+    "cp/simulation/test_pacing.py",
     "cp/test_hand_overs.py",
     "services/test_syslog_query.py",
     "cp/host/test_cgroups.py",
@@ -70,6 +71,18 @@ LONGEST: Final = (
 PRISONS: Final = frozenset(
     f"tests/escapes/test_{name}.py" for name in ("bombs", "channels", "control", "gallery", "rungs")
 )
+# Those that give the host swap, and those that look whether it has any: one after another.
+SWAPPING: Final = frozenset(
+    f"tests/{name}.py"
+    for name in (
+        "cp/host/test_figures",
+        "cp/host/test_reclaim",
+        "cp/host/test_swap",
+        "cp/pager/test_real_storage",
+        "cp/test_resting",
+        "examples/test_overcommit",
+    )
+)
 _PLACES: Final = {TESTS / name: place for place, name in enumerate(LONGEST)}
 
 
@@ -81,4 +94,4 @@ def place_of(file: pathlib.Path) -> int:
 def worker_of(nodeid: str) -> str:
     """Tests for which this is the same are one worker's: those of a file, and of files that share more."""
     file = nodeid.split("::", 1)[0]
-    return "prisons" if file in PRISONS else file
+    return "prisons" if file in PRISONS else "swapping" if file in SWAPPING else file
