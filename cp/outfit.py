@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from retinue.cp.archive import Archive
 from retinue.cp.directory import Directory, MachineEntry, code_folders, executable
 from retinue.cp.disks import Disks
 from retinue.cp.host.interface import Birth
@@ -25,11 +26,13 @@ class Outfit:
         """Make the disks. ``users`` has the user of each machine that has one for itself. OSError."""
         self.users = users
         self.disks.make(users)
+        Archive.of(self._topology).write(self._state)
 
     def declare(self, topology: Directory, users: Mapping[str, int]) -> None:
         """From now on these are the machines: as :meth:`make`."""
         disks = Disks(self._state, topology.entries)
         disks.make(users)
+        Archive.of(topology).write(self._state)
         self._topology, self.disks, self.users = topology, disks, users
 
     def instances(self, target: str) -> int:

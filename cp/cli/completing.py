@@ -7,6 +7,7 @@ from typing import Any, Final
 import click
 
 from retinue.cp.cli.command import selection
+from retinue.cp.cli.errors import NoSystem
 from retinue.cp.cli.systems import find_system
 
 Completer = Callable[[click.Context, click.Parameter, str], list[str]]
@@ -46,6 +47,23 @@ def complete_dead(ctx: click.Context, param: click.Parameter, incomplete: str) -
     except Exception:
         kept = []
     return [*found, *(name for name in kept if name not in found and name.startswith(incomplete.upper()))]
+
+
+def complete_logged(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The machines, also those of a system that is not running and whose records can be read."""
+    try:
+        find_system(selection(ctx))
+    except NoSystem as error:
+        try:
+            from retinue.cp.cli.archived import find_left
+
+            left = find_left(selection(ctx), error).archive.machines
+        except Exception:
+            return []
+        return [name for name in left if name.startswith(incomplete.upper())]
+    except Exception:
+        return []
+    return complete_machines(ctx, param, incomplete)
 
 
 def complete_targets(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

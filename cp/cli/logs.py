@@ -2,23 +2,25 @@
 
 import re
 import sys
-from collections.abc import Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from retinue.cp.cli.command import json_option, selection, state_option, system_option
-from retinue.cp.cli.completing import complete_machines
+from retinue.cp.cli.completing import complete_logged
 from retinue.cp.cli.counting import COUNT_MAX, LINES_DEFAULT, count_option
-from retinue.cp.cli.errors import OK, did_you_mean
+from retinue.cp.cli.errors import OK, NoSystem, did_you_mean
 from retinue.cp.cli.moments import moment_option
 from retinue.cp.cli.output import Paint, colour_wanted, say, to_json
 from retinue.cp.cli.records import SEVERITIES, TIMES, RecordFormat, gap_line, is_gap
 from retinue.cp.cli.systems import find_system
 
 if TYPE_CHECKING:
+    from retinue.cp.cli.archived import Left
+    from retinue.cp.cli.paging import Ask
     from retinue.cp.runtime import Running
 
 # What people call severities elsewhere.
@@ -73,7 +75,7 @@ def _trace(ctx: click.Context, param: click.Parameter, value: str | None) -> str
 
 
 @click.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_machines)
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_logged)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on.")
 @count_option(
     f"The last N records that match, or 'all'.  [default: {LINES_DEFAULT}; all with --since, --until or --trace]", None
@@ -123,6 +125,8 @@ def logs(
 ) -> int:
     """Show what the machines wrote, or some of them; CP is the control program.
 
+    Of a system that is not running: what its syslog machine has stored, and what waits to be.
+
     \b
     retinue logs SHOP -f                     what SHOP writes, from now on, too
     retinue logs --since 10m -s warning      warnings and worse of the last ten minutes
@@ -144,15 +148,49 @@ def logs(
         query["gaps"] = True  # what is lost may have been what is looked for
     if names:
         query["machine"] = names[0] if len(names) == 1 else [*dict.fromkeys(names)]
-    system = find_system(selection(ctx))
+    chosen = selection(ctx)
+    system: Running | Left
+    try:
+        system = find_system(chosen)
+    except NoSystem as error:
+        from retinue.cp.cli.archived import NotFollowed, find_left
+
+        system = find_left(chosen, error)
+        if follow:
+            raise NotFollowed(system) from error
     from retinue.cp.cli.session import converse
 
     converse(partial(_logs, system, query, pattern, follow, count, times, as_json))
     return OK
 
 
+@asynccontextmanager
+async def _opened(system: "Running | Left") -> AsyncIterator["Ask"]:
+    """Whoever answers for a system that runs, or for one that does not."""
+    from retinue.cp.cli.paging import PAGE_WAIT
+    from retinue.cp.cli.session import request
+    from retinue.cp.runtime import Running
+
+    if isinstance(system, Running):
+        yield partial(request, system, "logs", within=PAGE_WAIT)
+        return
+    from retinue.cp.cli.archived import open_reader
+
+    async with open_reader(system) as reader:
+        yield reader.ask
+
+
+async def _machines(system: "Running | Left") -> list[str]:
+    from retinue.cp.cli.session import request
+    from retinue.cp.runtime import Running
+
+    if isinstance(system, Running):
+        return [str(machine["name"]) for machine in (await request(system, "ps"))["machines"]]
+    return [*system.archive.machines]
+
+
 async def _logs(
-    system: "Running",
+    system: "Running | Left",
     query: dict[str, Any],
     pattern: re.Pattern[str] | None,
     follow: bool,
@@ -161,23 +199,23 @@ async def _logs(
     as_json: bool,
 ) -> None:
     from retinue.cp.cli.paging import Pages
-    from retinue.cp.cli.session import request
+    from retinue.cp.runtime import Running
 
     def matches(record: Mapping[str, Any]) -> bool:
         return pattern is None or pattern.search(str(record.get("message"))) is not None
 
     named = query.get("machine", [])
-    names = [named] if isinstance(named, str) else named
-    if not as_json and not names:
-        names = [str(machine["name"]) for machine in (await request(system, "ps"))["machines"]]
+    asked = [named] if isinstance(named, str) else named
+    names = asked if as_json or asked else await _machines(system)
     paint = Paint(colour_wanted(sys.stdout))
     printer = Printer(RecordFormat(names, paint=paint, times=True, style=times), as_json)
-    pages = Pages(system, query, matches)
-    async with aclosing(pages.all() if count == COUNT_MAX else pages.last(count)) as found:
-        async for record in found:
-            printer.take(record)
-    printer.flush()
-    if follow:
+    async with _opened(system) as ask:
+        pages = Pages(ask, query, matches)
+        async with aclosing(pages.all() if count == COUNT_MAX else pages.last(count)) as found:
+            async for record in found:
+                printer.take(record)
+        printer.flush()
+    if follow and isinstance(system, Running):
         await _follow(system, query, matches, await pages.place(), printer)
 
 

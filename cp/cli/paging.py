@@ -1,12 +1,10 @@
 """Asking for records page by page: an answer is bounded, and what is asked for is not."""
 
 from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from retinue.cp import runtime
 from retinue.cp.cli.output import neutralise, tell
 from retinue.cp.cli.records import is_gap
-from retinue.cp.cli.session import request
 
 # Records asked for at once: what arrives while it is printed.
 PAGE: Final = 2_000
@@ -16,14 +14,20 @@ PAGE_WAIT: Final = 30.0
 Record = Mapping[str, Any]
 
 
+class Ask(Protocol):
+    """Whoever answers a query with a page, as the control program answers ``logs``."""
+
+    async def __call__(self, **query: Any) -> Mapping[str, Any]: ...
+
+
 class Pages:
     """The records that a query wants, and of these the ones that ``matches`` takes.
 
     With ``gaps`` in the query those are taken as well, and none of them counts as one of the last ones.
     """
 
-    def __init__(self, system: runtime.Running, query: Mapping[str, Any], matches: Callable[[Record], bool]) -> None:
-        self._system = system
+    def __init__(self, ask: Ask, query: Mapping[str, Any], matches: Callable[[Record], bool]) -> None:
+        self._answer = ask
         self._query = query
         self._gaps = bool(query.get("gaps"))
         self._matches = matches
@@ -31,7 +35,7 @@ class Pages:
         self._told = False
 
     async def _ask(self, **more: Any) -> Mapping[str, Any]:
-        answer: Mapping[str, Any] = await request(self._system, "logs", within=PAGE_WAIT, **{**self._query, **more})
+        answer = await self._answer(**{**self._query, **more})
         if self._seq is None:
             self._seq = int(answer["seq"])
         if answer["kept"] is False and not self._told:

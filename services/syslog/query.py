@@ -163,13 +163,16 @@ def _number(text: str) -> float | int | None:
 
 
 class Reader:
-    """Answers queries of a database that another connection writes. One thread uses it at a time."""
+    """Answers queries of a database that another connection writes. One thread uses it at a time.
 
-    def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
+    ``path`` names the file, or is its URI.
+    """
+
+    def __init__(self, path: str, clock: Callable[[], float] = time.monotonic, *, uri: bool = False) -> None:
         self._clock = clock
         self._deadline = 0.0
         self._reached: int | None = None  # the last id that was looked at
-        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, uri=uri)
         self._database.execute("PRAGMA query_only = ON")
         self._database.create_function("lowered", 1, str.lower, deterministic=True)
         self._database.set_progress_handler(lambda: self._clock() > self._deadline, INSTRUCTIONS)
@@ -280,15 +283,22 @@ class _Page:
 
     def add(self, row: tuple[Any, ...]) -> bool:
         """Take one more; False when there is no room for it."""
-        self._room -= sum(len(value) for value in row if isinstance(value, str))
+        self._room -= sum(len(value) for value in row if isinstance(value, str | bytes))
         if not self.missing or (self._records and self._room < 0):
             return False
-        fields = json.loads(row[-1]) if row[-1] else {}
-        self._records.append({**dict(zip(_NAMES, row[1:-1], strict=True)), "fields": fields})
+        self._records.append({**dict(zip(_NAMES, row[1:-1], strict=True)), "fields": _fields(row[-1])})
         return True
 
     def answer(self, more: list[Any] | None) -> dict[str, Any]:
         return {"records": self._records if self._oldest else self._records[::-1], "more": more}
+
+
+def _fields(stored: Any) -> Any:
+    """The fields of a record; what was not stored as some is no map, and so no record for whoever asks."""
+    try:
+        return json.loads(stored) if stored else {}
+    except (ValueError, TypeError, RecursionError):
+        return stored
 
 
 class Desk:

@@ -286,7 +286,7 @@ def test_state_option_keeps_everything_in_one_folder(bench: Bench, tmp_path: pat
     bench.environ["RETINUE_STATE"] = str(state)
     assert json.loads(bench.run("ps", "--json").stdout)["state"] == "READY"
     assert bench.run("down").returncode == 0
-    assert sorted(os.listdir(state)) == ["deaths", "end.json", "nucleus.log"]
+    assert sorted(os.listdir(state)) == ["archive.json", "deaths", "end.json", "nucleus.log"]
     bench.assert_gone()
 
 

@@ -87,6 +87,7 @@ def test_wrong_usage_says_what_is_right(args: list[str], complaint: str, capsys:
 @pytest.mark.parametrize("severity", ["warning", "WARN", "4", "err", "crit", "emerg", "inf", "debug", "0"])
 def test_severity_has_many_names(severity: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert main(["logs", "-s", severity]) == errors.NO_SYSTEM
 
 
