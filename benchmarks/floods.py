@@ -48,7 +48,7 @@ async def main(vm: Machine[Config]) -> None:
 '''
 
 FLOOD: Final = '''\
-"""Logs as fast as it can, or at a pace."""
+"""Logs as fast as it can, or at a pace, or logs nothing and computes."""
 
 import logging
 
@@ -81,6 +81,10 @@ async def main(vm: Machine[Config]) -> None:
     elif how == "print":
         for number in range(count):
             print(f"record {number} of a machine that has a lot to say about itself")
+    elif how == "compute":
+        while not vm.stopping.is_set():
+            sum(range(10_000))
+            await trio.lowlevel.checkpoint()
     else:
         while not vm.stopping.is_set():
             log.info("a word now and then")

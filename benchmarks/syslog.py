@@ -36,6 +36,8 @@ Values = dict[str, float]
 CRASHES: Final = Path(__file__).resolve().parent.parent / "tests" / "services" / "crashed_syslog.py"
 # Seconds between two records of a machine that logs now and then.
 PACE: Final = 0.005
+# More records than a machine logs while latency is looked at.
+ENDLESS: Final = 100_000_000
 
 
 @attrs.frozen
@@ -70,9 +72,9 @@ def flood(folder: Path, machines: int, count: int, how: str, policy: str) -> Val
     }
 
 
-def latency(folder: Path, count: int, seconds: float) -> Values:
-    """How long a machine's records take until a follower has them, beside a flooder of so many records, or none."""
-    with floods.running(folder, 1 if count else 0, count, "logging", "", PACE) as flood:
+def latency(folder: Path, neighbours: int, how: str, seconds: float) -> Values:
+    """How long a machine's records take until a follower has them, beside so many others that log or compute."""
+    with floods.running(folder, neighbours, ENDLESS, how, "", PACE) as flood:
         seen = trio.run(follow, flood.state / "run", seconds)
     cuts = statistics.quantiles(seen, n=100)
     return {"p50": cuts[49] * 1e3, "p99": cuts[98] * 1e3}
@@ -121,8 +123,14 @@ def experiments(plan: Plan) -> list[tuple[str, Callable[[Path], Values], list[Ro
         found.append((f"8 machines, {how}", _flood(8, plan.each, how, "block"), rows))
     found.append(("8 machines, logging, policy spill", _flood(8, plan.each, "logging", "spill"), _COSTS))
     found.append(("1 machine, logging", _flood(1, plan.alone, "logging", "block"), _COSTS))
-    for name, count in (("quiet", 0), ("beside a flooder", 100_000_000)):
-        found.append((f"latency, {name}", functools.partial(latency, count=count, seconds=plan.seconds), _TIMES))
+    for name, neighbours, how in (
+        ("quiet", 0, "logging"),
+        ("beside a flooder", 1, "logging"),
+        ("beside one that computes", 1, "compute"),
+        ("beside three that compute", 3, "compute"),
+    ):
+        look = functools.partial(latency, neighbours=neighbours, how=how, seconds=plan.seconds)
+        found.append((f"latency, {name}", look, _TIMES))
     if plan.peers:
         for senders, count in ((8, plan.each), (1, plan.alone)):
             name = f"rsyslog, {senders} process{'es' * (senders > 1)}"
