@@ -1,7 +1,12 @@
-"""Which descriptors this process has open: for tests that must leave none."""
+"""Which descriptors this process has open: for tests that must leave none, or must do with few."""
 
 import contextlib
+import gc
 import os
+import re
+import resource
+from collections import Counter
+from collections.abc import Iterator
 
 
 def descriptors() -> frozenset[str]:
@@ -19,10 +24,32 @@ def assert_none_left(before: frozenset[str]) -> None:
     assert not left, f"left open: {', '.join(sorted(left))}"
 
 
-def count_of(pid: int) -> int:
-    """How many descriptors another process has; 0 where only root may look: the kernel hides what is not dumpable."""
+@contextlib.contextmanager
+def few_left(spare: int = 0) -> Iterator[None]:
+    """At most so many descriptors can be had in the block, besides those that are open."""
+    gc.collect()  # what earlier tests have left in cycles would give some back meanwhile
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + spare, hard))
     try:
-        return len(os.listdir(f"/proc/{pid}/fd"))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def kinds_of(pid: int) -> Counter[str]:
+    """What another process has open, without numbers; nothing where only root may look (who is not dumpable)."""
+    found: Counter[str] = Counter()
+    try:
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                found[re.sub(r"\d+", "N", os.readlink(f"/proc/{pid}/fd/{number}"))] += 1
     except PermissionError:
         assert os.geteuid() != 0
-        return 0
+    return found
+
+
+def count_of(pid: int) -> int:
+    """How many descriptors another process has; 0 where only root may look."""
+    return kinds_of(pid).total()

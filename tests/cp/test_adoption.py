@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 from tests.boards import Bench, Keeping, Onlooker, Return, ended, open_board
-from tests.leaks import assert_none_left, descriptors
+from tests.leaks import assert_none_left, descriptors, few_left
 
 from retinue.cp.circuit import KEPT_FOR, LINGER, SPARE_FOR, SPARE_TURN
 from retinue.cp.directory import Edge
@@ -387,18 +386,11 @@ async def test_no_descriptor_left_to_keep_one(bench: Bench) -> None:
         one = Return(bench, "A", ident)
         await trio.testing.wait_all_tasks_blocked()
         before = descriptors()
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        free = os.dup(0)
-        os.close(free)
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (free + 2, hard))
-            with pytest.raises(Rejected, match="exhausted"):
-                await bench.connect()
-            resource.setrlimit(resource.RLIMIT_NOFILE, (free + 3, hard))
+        with few_left(2), pytest.raises(Rejected, match="exhausted"):
+            await bench.connect()
+        with few_left(3):
             other = Return(bench, "B", ident)
             assert (await one.refused())[0] == (await other.refused())[0] == "exhausted"
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert bench.board.open_paths == 0
         assert_none_left(before)
 

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 import pathlib
-import resource
 import secrets
 import socket
 import stat
@@ -18,7 +17,7 @@ import attrs
 import pytest
 import trio
 import trio.testing
-from tests.leaks import assert_none_left, descriptors
+from tests.leaks import assert_none_left, descriptors, few_left
 
 from retinue.cp import host_sockets
 from retinue.cp.directory import MachineEntry
@@ -436,22 +435,10 @@ async def test_request_that_is_none(host: Host, address: str) -> None:
 
 async def test_want_of_descriptors_is_told(host: Host) -> None:
     host.listen(host.path)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     # A worker thread, which needs none, is there already when the limit is low.
     (await host.connect(host.path, "datagram")).close()
-    highest = max(int(each) for each in os.listdir("/proc/self/fd"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
-    fillers: list[int] = []
-    try:
-        with contextlib.suppress(OSError):
-            while True:
-                fillers.append(os.dup(0))
-        with pytest.raises(Rejected, match="exhausted: the host has no room for a connection"):
-            await host.connect(host.path, "datagram")
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for each in fillers:
-            os.close(each)
+    with few_left(), pytest.raises(Rejected, match="exhausted: the host has no room for a connection"):
+        await host.connect(host.path, "datagram")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import socket
 from collections.abc import AsyncIterator
 from functools import partial
@@ -11,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 from tests.boards import Bench, Onlooker, Return, ended, open_board, receive
-from tests.leaks import assert_none_left, descriptors
+from tests.leaks import assert_none_left, descriptors, few_left
 
 from retinue.cp.circuit import LINGER, MAX_PATHS, Circuit
 from retinue.cp.directory.model import OnRestart
@@ -146,11 +145,7 @@ async def test_target_that_raises_something_else(bench: Bench) -> None:
 
 async def test_no_descriptors_left(bench: Bench) -> None:
     """Refused as exhausted, for machines, for star services and for the control program's own paths."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = os.dup(0)
-    os.close(free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
-    try:
+    with few_left():
         for to in ("B", "*CP"):
             with pytest.raises(Rejected, match=os.strerror(errno.EMFILE)) as caught:
                 await bench.connect(to=to)
@@ -158,8 +153,6 @@ async def test_no_descriptors_left(bench: Bench) -> None:
         with pytest.raises(Rejected, match=os.strerror(errno.EMFILE)):
             async with bench.board.open_to("*LOG", bench.b):
                 pass
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     (await bench.connect()).close()
 
 
@@ -551,15 +544,9 @@ async def test_no_descriptors_left_to_come_back(bench: Bench) -> None:
         end.shutdown(socket.SHUT_RDWR)
         one = Return(bench, "A", ident)
         await trio.testing.wait_all_tasks_blocked()
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        free = os.dup(0)
-        os.close(free)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 2, hard))
-        try:
+        with few_left(2):
             other = Return(bench, "B", ident)
             assert (await one.refused())[0] == (await other.refused())[0] == "exhausted"
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert bench.board.open_paths == 0
 
 

@@ -10,6 +10,7 @@ import pathlib
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any, Final
@@ -18,7 +19,7 @@ import attrs
 import pytest
 import trio
 from tests.escapes.prison import begin, wait_until_ready
-from tests.leaks import count_of
+from tests.leaks import kinds_of
 from tests.systems import LIMIT, Bench, open_bench, wait_for
 
 from retinue.cp.circuit import MAX_TAKEN
@@ -132,10 +133,10 @@ def write(bench: Bench) -> None:
 
 @attrs.frozen
 class State:
-    """What a process costs: MiB of real storage, and the number of its descriptors."""
+    """What a process costs: MiB of real storage, and its descriptors."""
 
     rss: float
-    descriptors: int
+    descriptors: Counter[str]
 
 
 class Scene:
@@ -211,16 +212,17 @@ class Scene:
         with trio.move_on_after(LIMIT):
             while True:
                 after = await self.states()
-                if all(after[name].descriptors <= old.descriptors for name, old in before.items()):
+                if all(after[name].descriptors.total() <= old.descriptors.total() for name, old in before.items()):
                     break
-        more = {name: (before[name].descriptors, one.descriptors) for name, one in after.items()}
-        assert {name: counts for name, counts in more.items() if counts[1] > counts[0]} == {}
+        for name, one in after.items():
+            old = before[name].descriptors
+            assert one.descriptors.total() <= old.total(), f"{name} has more: {one.descriptors - old}"
         return after
 
 
 def state(pid: int) -> State:
     status = dict(line.split(":\t", 1) for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines())
-    return State(int(status["VmRSS"].split()[0]) / 1024, count_of(pid))
+    return State(int(status["VmRSS"].split()[0]) / 1024, kinds_of(pid))
 
 
 @pytest.fixture(scope="module")
@@ -322,7 +324,8 @@ async def _check_growth(
     tell(f"slowest listing {scene.slowest:.1f} s")
     for name, old in before.items():
         new = after[name]
-        tell(f"{name}: {old.rss:.1f} -> {new.rss:.1f} MiB, {old.descriptors} -> {new.descriptors} descriptors")
+        counts = f"{old.descriptors.total()} -> {new.descriptors.total()}"
+        tell(f"{name}: {old.rss:.1f} -> {new.rss:.1f} MiB, {counts} descriptors")
         assert new.rss - old.rss < most[name], name
 
 

@@ -4,6 +4,7 @@ import array
 import contextlib
 import ctypes
 import fcntl
+import gc
 import itertools
 import mmap
 import os
@@ -55,6 +56,12 @@ def punch_hole(descriptor: int) -> None:
     keep_size_punch_hole = 3
     if libc.fallocate(descriptor, keep_size_punch_hole, ctypes.c_long(0), ctypes.c_long(mmap.PAGESIZE)):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_from_before() -> None:
+    """What other tests have left in cycles goes now, and not in the middle of one of these."""
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

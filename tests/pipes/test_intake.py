@@ -3,8 +3,6 @@
 import contextlib
 import contextvars
 import gc
-import os
-import resource
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from tests.leaks import assert_none_left, descriptors
+from tests.leaks import assert_none_left, descriptors, few_left
 from tests.pipes import ends
 from tests.pipes.test_path_findings import facing_raw, no_other, until_frame
 from tests.pipes.test_path_hostile import hello, make_pair, next_frames
@@ -467,24 +465,13 @@ def test_nothing_is_left_of_a_run(how: str) -> None:
         gc.enable()
 
 
-def least_free() -> int:
-    """The number that the next descriptor would have."""
-    number = os.open(os.devnull, os.O_RDONLY)
-    os.close(number)
-    return number
-
-
 async def test_without_room_for_a_descriptor_the_pump_reads() -> None:
     """What saves time is not worth a path."""
     async with facing_raw("socket") as (path, peer), trio.open_nursery() as nursery:
         calls = Caller(path, nursery)
-        before = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (least_free(), before[1]))
-        try:
+        with few_left():
             await calls.begin("call")
             peer.send(wire.encode([Kind.REPLY, 1, "answer"]))
             await trio.testing.wait_all_tasks_blocked()
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, before)
         assert not path.vacant
     assert calls.ended == {"call": "answer"}

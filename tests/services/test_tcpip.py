@@ -3,7 +3,6 @@
 import errno
 import logging
 import re
-import resource
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from tests.leaks import few_left
 from tests.services.machines import Far, Running, System, everything, reset
 
 from retinue.pipes import Message, Path, PathError, memory_pair
@@ -242,15 +242,11 @@ async def test_tcpip_waits_when_the_host_has_no_descriptor_to_spare(system: Syst
     await system.start("FAR", far.main)
     await system.start("TCPIP", tcpip.main, LISTEN, web="FAR")
     client = trio.socket.socket()
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with client:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno(), limits[1]))
-        try:
+        with few_left():
             await client.connect(("127.0.0.1", port_of(caplog)))
             while "cannot accept connections now: Too many open files" not in caplog.text:
                 await trio.testing.wait_all_tasks_blocked(0.001)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         await far.accept()
     assert caplog.text.count("cannot accept") == 1
 

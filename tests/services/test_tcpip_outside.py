@@ -7,7 +7,6 @@ import errno
 import ipaddress
 import logging
 import re
-import resource
 import socket
 import ssl
 import struct
@@ -21,6 +20,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from tests.leaks import few_left
 from tests.services.machines import Running, System, everything
 
 from retinue.pipes import AccessDenied, LimitExceeded, PathSevered, Rejected
@@ -517,14 +517,8 @@ async def test_want_of_descriptors_refuses_and_passes(system: System, outside: O
     """When the host has none to spare the machine is told so; TCPIP lives on."""
     vm, _ = await start(system, ["127.0.0.1:*"])
     path = await vm.connect("net")
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with socket.socket() as probe:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (probe.fileno(), limits[1]))
-        try:
-            with pytest.raises(Rejected, match="Too many open files") as full:
-                await path.call({"type": "tcp.connect", "host": "127.0.0.1", "port": outside.port})
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with few_left(), pytest.raises(Rejected, match="Too many open files") as full:
+        await path.call({"type": "tcp.connect", "host": "127.0.0.1", "port": outside.port})
     assert full.value.code == "exhausted"
     async with await dial(vm, "net", "127.0.0.1", outside.port):
         await outside.accept()

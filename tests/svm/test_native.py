@@ -183,11 +183,15 @@ async def test_program_finds_what_it_is_told_and_nothing_else(run: pathlib.Path,
     assert "it" not in shown
 
 
+def ignored() -> int:
+    """The signals that this process ignores, also those that the C library keeps to itself (posix_spawn(3) does)."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigIgn"))
+
+
 async def test_program_starts_with_default_signals(run: pathlib.Path) -> None:
     """Python ignores some; whoever it starts should not. What was ignored before it (nohup) is not its affair."""
-    # From the kernel: who was started by posix_spawn(3) ignores one of the two signals of the C library, too.
-    status = pathlib.Path("/proc/self/status").read_text()
-    (before,) = (int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigIgn"))
+    before = ignored()
     for ours in (signal.SIGPIPE, signal.SIGXFSZ):
         before &= ~(1 << ours - 1)
     async with native(run) as it:

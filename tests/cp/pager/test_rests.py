@@ -10,7 +10,7 @@ import trio
 from retinue.svm import Machine
 
 async def main(vm: Machine) -> None:
-    ballast = bytearray(b"x") * (20 << 20)
+    ballast = bytearray(b"x") * (40 << 20)
     kept = await vm.segment("kept", 1 << 20, keep=True)
     answers = 0
     go = trio.Event()
@@ -57,14 +57,14 @@ async def main(vm: Machine) -> None:
 TOPOLOGY = """\
 [system]
 name = "{name}"
-storage = "88M"
+storage = "128M"
 
 [machines.READER]
 program = "reader"
 uses = {{ a = "A", b = "B", c = "C" }}
 
 """ + "".join(
-    f'[machines.{name}]\nprogram = "shelf"\nstart = "on-demand"\nsegments = "1M"\nstorage = "64M"\n' for name in "ABC"
+    f'[machines.{name}]\nprogram = "shelf"\nstart = "on-demand"\nsegments = "1M"\nstorage = "96M"\n' for name in "ABC"
 )
 
 
