@@ -3,8 +3,9 @@
 Records are written synchronously, one packet each, into the kernel's buffer: what was written before a kill -9 is kept,
 and no task has to run for it. A packet is a ``SEND`` frame (see ``docs/reference/wire.md``) whose id is the record's
 sequence number; a packet that is no frame is raw text of the console (descriptors 1 and 2). A record that finds no room
-for 250 ms is dropped and its number left out, so that the reader counts exactly what is missing. Where the topology
-says that records block the machine, it waits as long as it takes.
+for 250 ms is dropped and its number left out, so that the reader counts exactly what is missing; the ones after it wait
+for 1 ms each, until there is room. When there is room again that is told, also if the machine says nothing more
+(:mod:`retinue.svm.drops`). Where the topology says that records block the machine, it waits as long as it takes.
 """
 
 import io
@@ -17,7 +18,7 @@ import time
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgpack
@@ -38,6 +39,8 @@ _NUMBERS: Final = frozenset({int, float, bool, type(None)})
 # How long a writer waits for room before it drops: longer than the control program ever looks away, short enough that
 # a machine whose log is stuck still runs.
 PATIENCE_MS: Final = 250
+# The same when the one before it was dropped: a machine that floods must not drop whatever it says in the meantime.
+STUCK_MS: Final = 1
 # The same for the last record of all.
 FAREWELL_MS: Final = 1000
 # Records that may be written while one is being made, and that are not lost.
@@ -65,6 +68,7 @@ class LogWriter:
         self._lock = threading.RLock()
         self._number = 0
         self._stuck = False
+        self._when_dropped: Callable[[], None] = _do_nothing
         # What the same thread writes while it makes a record: a repr, a finalizer or a signal handler may.
         self._busy = False
         self._within: deque[tuple[float, int, str, str, Mapping[str, Any] | None]] = deque()
@@ -123,13 +127,40 @@ class LogWriter:
         with self._lock:
             if self._stuck:
                 self._number += 1
-                text = "-- the end; there was no room for what was written last --"
-                self._wait_and_send(_encode(self._number, time.time(), NOTICE, "retinue.svm", text, {}), FAREWELL_MS)
+                self._wait_and_send(
+                    self._told("-- the end; there was no room for what was written last --"), FAREWELL_MS
+                )
+
+    def watch(self, when_dropped: Callable[[], None] | None) -> None:
+        """Have this called, by any thread, when a record is dropped and the one before it was not; None: no more."""
+        self._when_dropped = when_dropped or _do_nothing
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the last record was dropped, so that nobody knows yet."""
+        return self._stuck
+
+    def tell_dropped(self) -> None:
+        """Say so. OSError when that cannot be said now, and BlockingIOError when it may be later."""
+        with self._lock:
+            if self._stuck:
+                self._number += 1
+                try:
+                    self._socket.send(
+                        self._told("-- what was written before this was dropped, for want of room --"), _NOW
+                    )
+                except OSError:
+                    self._number -= 1
+                    raise
+                self._stuck = False
+
+    def _told(self, text: str) -> bytes:
+        return _encode(self._number, time.time(), NOTICE, "retinue.svm", text, {})
 
     def _send_later(self, packet: bytes, why: OSError) -> None:
         # Any other error: nobody holds the other end any more, the machine is about to be ended.
-        if isinstance(why, BlockingIOError) and (not self._stuck or self.patient):
-            self._wait_and_send(packet, PATIENCE_MS)
+        if isinstance(why, BlockingIOError):
+            self._wait_and_send(packet, STUCK_MS if self._stuck else PATIENCE_MS)
 
     def _wait_and_send(self, packet: bytes, most: int) -> None:
         poll = select.poll()
@@ -144,7 +175,13 @@ class LogWriter:
                     break
             except OSError:
                 break
-        self._stuck = True
+        if not self._stuck:
+            self._stuck = True
+            self._when_dropped()
+
+
+def _do_nothing() -> None:
+    """Nobody wants to know."""
 
 
 def _traced(fields: Mapping[str, Any], trace: bytes | None) -> dict[str, Any]:
@@ -367,6 +404,11 @@ def install(writer: LogWriter) -> None:
     setattr(_Logger, "_log", _log)  # noqa: B010
     logging.captureWarnings(True)
     warnings.simplefilter("default")
+
+
+def writers() -> Sequence[LogWriter]:
+    """Those that :func:`install` was given."""
+    return tuple(_writers)
 
 
 def set_policy(policy: str) -> None:

@@ -23,6 +23,7 @@ from retinue.pipes.message import close_all
 from retinue.pipes.parcel import CONTROL, receive_descriptor
 from retinue.svm import config, paging, program, selftest
 from retinue.svm import log as records
+from retinue.svm.drops import tell_drops
 from retinue.svm.edge import Edge
 from retinue.svm.errors import ConfigError, ProgramError, mistakes_to_wire
 from retinue.svm.heartbeat import Heart, Heartbeat
@@ -272,6 +273,9 @@ async def run(control: socket.socket, log: socket.socket | None = None, *, heart
             await nursery.start(path.run)
             runtime = Runtime(path, nursery, heart)
             nursery.start_soon(runtime.obey)
+            if log is not None:
+                for writer in records.writers():
+                    nursery.start_soon(tell_drops, writer, log)
     finally:
         if heart is not None:
             heart.close()

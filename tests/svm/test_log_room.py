@@ -1,13 +1,17 @@
 """What a machine does when its log descriptor is full: wait a moment or as long as it takes, and say so at last."""
 
+import select
 import socket
 import threading
 from collections.abc import Iterator
 
 import pytest
+import trio
+import trio.testing
 
 from retinue.pipes import wire
 from retinue.svm import log
+from retinue.svm.drops import tell_drops
 from retinue.svm.log import LogWriter
 
 
@@ -95,6 +99,76 @@ def test_number_of_what_was_dropped_at_last_is_told(
     ((number, text),) = heard(ours)
     assert number == 5
     assert "no room" in text
+
+
+def test_a_flood_is_slowed_while_nobody_reads(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first that finds no room waits longest, each one after it for a moment."""
+    _, theirs = ends
+    waited: list[int] = []
+    poll = select.poll
+
+    class Polled:
+        def __init__(self) -> None:
+            self._poll = poll()
+            self.register = self._poll.register
+
+        def poll(self, most: int) -> list[tuple[int, int]]:
+            waited.append(most)
+            return self._poll.poll(0)
+
+    monkeypatch.setattr(select, "poll", Polled)
+    writer = LogWriter(theirs)
+    fill(theirs)
+    for _ in range(3):
+        writer.write(6, "x", "dropped")
+    assert waited == [log.PATIENCE_MS, log.STUCK_MS, log.STUCK_MS]
+
+
+async def test_who_says_nothing_more_tells_what_was_dropped(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as there is room, with one record each time; its number says how many."""
+    ours, theirs = ends
+    monkeypatch.setattr(log, "PATIENCE_MS", 1)
+    writer = LogWriter(theirs)
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tell_drops, writer, theirs)
+            told = []
+            for count in (3, 2):
+                fill(theirs)
+                await trio.to_thread.run_sync(write, writer, count)
+                assert writer.stuck
+                await trio.testing.wait_all_tasks_blocked()
+                assert heard(ours) == []  # and now there is room
+                await trio.lowlevel.wait_readable(ours)
+                told += heard(ours)
+            nursery.cancel_scope.cancel()
+    assert [number for number, _ in told] == [4, 7]
+    assert all("want of room" in text for _, text in told)
+
+
+async def test_telling_ends_with_the_reader(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody will ever want to know; and a writer goes on without being told of."""
+    ours, theirs = ends
+    monkeypatch.setattr(log, "PATIENCE_MS", 1)
+    writer = LogWriter(theirs)
+    fill(theirs)
+    write(writer, 1)
+    ours.close()
+    with trio.fail_after(10):
+        await tell_drops(writer, theirs)
+    write(writer, 1)
+    assert writer.stuck
+
+
+def write(writer: LogWriter, count: int) -> None:
+    for _ in range(count):
+        writer.write(6, "x", "dropped")
 
 
 def test_policy_is_that_of_the_installed_writer(
