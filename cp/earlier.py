@@ -3,7 +3,8 @@
 It is stored under its own run and numbers, in their order. Where a file is spoilt, a record of that run says how many
 are lost with it. That has the number of the last one of them: it is stored once, whoever is killed meanwhile. A file
 that cannot be read now, for another reason, waits for another time, and so does what comes after it, until the file is
-set aside (:mod:`retinue.cp.spill`). What was set aside, in this run as well, is stored when it can be read.
+set aside (:mod:`retinue.cp.spill`). What was set aside, in this run as well, is stored when it can be read; what was
+seen there and is not there any more is lost. Nobody counts it when the control program that saw it was killed.
 """
 
 import os
@@ -15,7 +16,7 @@ import msgpack
 
 from retinue.cp.checking import OURS
 from retinue.cp.losses import gap
-from retinue.cp.spill import Spill, SpillFile
+from retinue.cp.spill import SetAside, Spill, SpillFile
 from retinue.cp.tape import Packed
 from retinue.pipes import Path, Rejected
 
@@ -35,6 +36,14 @@ class Earlier:
         self._syslog = syslog
         self._first_of = first_of
         self._told: set[str] = set()  # of what it was said that it cannot be read
+        # What was set aside, as far as it was seen, by run, machine and first number; and what of it was removed.
+        self._aside: dict[tuple[str, str, int], SpillFile] = {}
+        self._removed: list[tuple[str, str, SpillFile]] = []
+
+    @property
+    def aside(self) -> list[str]:
+        """Machines of which something was set aside, in any run, as far as it was seen."""
+        return [*dict.fromkeys(machine for _, machine, _ in self._aside)]
 
     async def pour(self, path: Path, form: Form) -> bool:
         """Hand over what can be read and is taken; whether that is all there is."""
@@ -46,17 +55,55 @@ class Earlier:
         except OSError as exc:
             self._tell(None, exc)
             return False
+        self._look(runs)
+        if not await self._pour_removed(path, form):
+            return False
         poured = [await self._pour(run, path, form) for run in runs]
         return all(poured)
 
+    def _look(self, runs: Sequence[Spill]) -> None:
+        """Note what was set aside is there, and what is not there any more."""
+        there: dict[tuple[str, str, int], SpillFile] = {}
+        unlisted = set()
+        for run in runs:
+            if run.is_aside:
+                there |= {(run.run, name, file.first): file for name in run.machines for file in run.files(name)}
+                unlisted |= {run.run} if run.unlisted else set()
+        for (name, machine, first), file in [*self._aside.items()]:
+            if (name, machine, first) not in there and name not in unlisted:
+                del self._aside[name, machine, first]
+                self._removed.append((name, machine, file))
+        self._aside |= there
+
+    async def _pour_removed(self, path: Path, form: Form) -> bool:
+        while self._removed:
+            run, machine, file = self._removed[0]
+            try:
+                await path.call(["store", {"run": run, **form([self._gap(machine, file, file.most())])}])
+            except Rejected:
+                return False
+            self._removed.pop(0)
+            text = f"{file.most()} lines of {machine} are lost that were set aside: somebody has removed {file.name}"
+            self._syslog.write(WARNING, text, fields={"of": machine, "run": run})
+        return True
+
     async def _pour(self, run: Spill, path: Path, form: Form) -> bool:
         came: dict[str, int] = {}
+        before = [(machine, file) for machine in run.machines for file in run.files(machine)]
         try:
             return await self._pour_run(run, path, form, came)
         finally:
-            for machine, count in came.items() if run.is_aside else ():
-                text = f"{count} lines of {machine} that were set aside are stored now, in the place that was theirs"
-                self._syslog.write(INFO, text, fields={"of": machine, "run": run.run})
+            if run.is_aside:
+                self._came(run, before, came)
+
+    def _came(self, run: Spill, before: Sequence[tuple[str, SpillFile]], came: dict[str, int]) -> None:
+        for machine, file in before:
+            if file not in run.files(machine):
+                self._aside.pop((run.run, machine, file.first), None)
+        for machine, count in came.items():
+            text = f"{count} lines of {machine} that were set aside are stored now, in the place that was theirs, "
+            text += "as far as so old ones are kept"
+            self._syslog.write(INFO, text, fields={"of": machine, "run": run.run})
 
     async def _pour_run(self, run: Spill, path: Path, form: Form, came: dict[str, int]) -> bool:
         after = 0
@@ -87,25 +134,32 @@ class Earlier:
                 came[chunk.machine] = came.get(chunk.machine, 0) + chunk.records
         run.close()
         if why := run.trouble:
+            if run.is_aside and run.run == self._syslog.run and run.run not in self._told:
+                # Who has set it aside was killed, and perhaps before it could say so.
+                self._say_aside(run.run, run.passed)
             self._tell(run, why)
         return why is None and not aside
 
     def set_aside(self, run: Spill, after: int) -> bool:
         """Let what cannot be read for too long hold up nothing else, and say so; whether there was such a thing."""
         found = run.set_aside(after)
+        self._say_aside(run.run, found)
+        return bool(found)
+
+    def _say_aside(self, run: str, found: Sequence[SetAside]) -> None:
         for each in found:
-            self._told.add(run.run)
-            where = f"{each.path}" + (f" and {each.files - 1} more" if each.files > 1 else "")
+            self._told.add(run)
+            self._aside |= {(run, each.machine, file.first): file for file in each.files}
+            where = f"{each.path}" + (f" and {len(each.files) - 1} more" if len(each.files) > 1 else "")
             text = (
                 f"{each.records} lines of {each.machine} are set aside, and stored when user {os.geteuid()} can read "
                 f"{where}: {each.why.strerror}"
             )
-            fields = {"of": each.machine, "run": run.run, "waiting": each.records, "file": str(each.path)}
+            fields = {"of": each.machine, "run": run, "waiting": each.records, "file": str(each.path)}
             self._syslog.write(WARNING, text, fields=fields)
-            if run.run == self._syslog.run:
+            if run == self._syslog.run:
                 text = f"-- {each.records} lines from before are missing until they can be read on the disk --"
                 self._syslog.write(WARNING, text, machine=each.machine, fields={"waiting": each.records})
-        return bool(found)
 
     def _gap(self, machine: str, file: SpillFile, lost: int) -> Packed:
         """A record that says so, in the place of the last one that is lost."""

@@ -43,7 +43,7 @@ class Found:
     end: Place
     """Everything before this place was there when it was asked for."""
     spilled: list[str]
-    """Machines of which some records wait on the disk to be stored: they may be missing here, and are found then."""
+    """Machines of which records wait on the disk to be stored, or were set aside there: some may be missing here."""
 
     def as_answer(self) -> dict[str, Any]:
         """As a message."""
@@ -59,7 +59,8 @@ async def find(syslog: "Syslog", wanted: Selection) -> Found:
         wanted = attrs.evolve(wanted, before=end)
     keeping = syslog.journal.keeping
     spill = syslog.journal.room.spill
-    spilled = [name for name in (spill.machines if spill else ()) if wanted.machines is None or name in wanted.machines]
+    waiting = [*(spill.machines + spill.beside if spill is not None else ()), *syslog.keeper.aside]
+    spilled = [name for name in dict.fromkeys(waiting) if wanted.machines is None or name in wanted.machines]
     if not wanted.count:
         return Found([], None, True if keeping else None, end, spilled)
     if keeping and (found := await _ask(syslog, wanted)) is not None:

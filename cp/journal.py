@@ -74,7 +74,7 @@ class Journal:
         self.unkept = 0
         """How many records wait to be stored."""
         self.offered = 0
-        """Records up to this number are just being stored."""
+        """Records up to this number are just being stored, or may be stored: nobody knows."""
         self._tapes: dict[str, Tape] = {}
         self._sources: dict[tuple[str, int], Source] = {}
         self.room = Room(self, self._tapes, map(Block, range(blocks)))

@@ -94,6 +94,8 @@ class Keeper:
         self._wanted = 0  # so many waiting records are worth a look
         self._earlier = Earlier(syslog, first_of)
         self._unread_told = False
+        self._told_at = -1  # what was stored when losses were told last
+        self._unsure = 0  # up to this number records were offered to somebody who did not answer
         self._left = trio.Event()  # there is something to look at again
 
     def notice(self) -> None:
@@ -105,6 +107,11 @@ class Keeper:
     def there(self) -> bool:
         """Whether there is a path to the machine now."""
         return self._path is not None
+
+    @property
+    def aside(self) -> list[str]:
+        """Machines of which something was set aside on the disk, as far as it was seen."""
+        return self._earlier.aside
 
     @property
     def unkept(self) -> int:
@@ -137,12 +144,11 @@ class Keeper:
 
     async def _pour(self, path: Path) -> None:
         journal = self._journal
-        self._offers.clear()
+        self._forget_offers()
         async with trio.open_nursery() as nursery:
             while True:
                 await self._wait_for_more()
-                for machine, cause, lost in journal.losses:
-                    self._syslog.write_told(machine, cause, lost)
+                self._tell_losses()
                 if self._unoffered < FEW and not self._urgent:
                     await trio.sleep(GATHER)
                 if not await self._none_refused():
@@ -166,6 +172,20 @@ class Keeper:
                 else:
                     journal.recount()
                     await trio.lowlevel.checkpoint()
+
+    def _tell_losses(self) -> None:
+        """Write what is lost; not again before something was stored: a gap may cost the place of others."""
+        journal = self._journal
+        if (losses := journal.losses) and (self._told_at != journal.stored or not journal.unkept):
+            self._told_at = journal.stored
+            for machine, cause, lost in losses:
+                self._syslog.write_told(machine, cause, lost)
+
+    def _forget_offers(self) -> None:
+        """They are to be offered again. What was refused waits like any other; what was not answered may be stored."""
+        self._unsure = max([self._unsure, *(offer.last for offer in self._offers if not offer.refused)])
+        self._offers.clear()
+        self._journal.offered = max(self._journal.stored, self._unsure)
 
     def _next_batch(self, after: int) -> tuple[Sequence[Packed], Sequence[tuple[str, SpillFile, OSError]]]:
         """The oldest chunks with higher numbers, as far as they can be read, and the files that cannot be now."""
@@ -206,7 +226,7 @@ class Keeper:
         while not all(offer.stored or offer.refused for offer in self._offers):
             await self._look(ENDLESS)
         why = self._offers[0].refused
-        self._offers.clear()
+        self._forget_offers()
         if why is not None and why.code == "unknown-verb" and self._form is in_chunks:
             self._form = in_records  # of a release before this control program, which is not older than that
             self._ordered = False

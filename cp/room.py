@@ -195,7 +195,9 @@ class Room:
         """Remove a file that cannot be read, and count what was in it."""
         assert self.spill is not None
         self._journal.unkept -= waiting
-        tape.lost_spill = min(tape.lost_spill + waiting, MOST)
+        # Of what was told in there some may be stored when some of it is.
+        told = self.spill.told(tape.name, file) if waiting == file.records else 0
+        tape.lost_spill = min(tape.lost_spill + waiting + told, MOST)
         tape.dropping = file.first
         self._journal.commit(tape, [])
         self.spill.remove(tape.name, file)

@@ -16,9 +16,10 @@ by itself, no longer than half a minute. Then the file is *set aside*, into a fo
 its records are stored, with the numbers that they have, as soon as somebody has let it be read::
 
     spill/RUN.aside/MACHINE/FIRST-LAST-RECORDS
+    spill/RUN.aside/MACHINE.STORED/FIRST-LAST-RECORDS    (what is in it up to that number had been stored)
 
-A file that cannot be removed comes again in the next run: the machine that keeps records knows each by its run and its
-number.
+It takes the room that its machine has on the disk. A file that cannot be removed comes again in the next run: the
+machine that keeps records knows each by its run and its number.
 """
 
 import contextlib
@@ -38,7 +39,7 @@ import msgpack
 
 from retinue.cp.checking import is_body
 from retinue.cp.leeway import EXHAUSTED, Leeway
-from retinue.cp.losses import told_in
+from retinue.cp.losses import tells, told_in
 from retinue.cp.tape import ENDLESS, HEAD, Packed, size_of
 
 # What is being written.
@@ -59,31 +60,43 @@ Tries = dict[tuple[str, str, int], tuple[int | None, int]]
 
 @attrs.frozen
 class SpillFile:
-    """One file: the first and the last number in it, how many records they are, and its bytes."""
+    """One file: the first and the last number in it, how many records they are, and its bytes.
+
+    ``stored``: what is in it up to this number had been stored before it was set aside.
+    """
 
     first: int
     last: int
     records: int
     size: int
+    stored: int = 0
 
     @property
     def name(self) -> str:
         """Its name in the folder of its machine; names sort by number."""
         return f"{self.first:020}-{self.last:020}-{self.records}"
 
+    def most(self, after: int = 0) -> int:
+        """How many records with higher numbers may wait in it; all machines have numbers between first and last."""
+        after = max(after, self.stored)
+        return self.records if self.first > after else max(0, min(self.records, self.last - after))
+
 
 @attrs.frozen
 class SetAside:
-    """What was set aside of one machine: where the oldest of the files is now, how many they are, and why.
+    """What was set aside of one machine: the files, where the oldest of them is now, and why.
 
     ``records`` is how many are in them that were not stored; at most, if some of the first file had been.
     """
 
     machine: str
-    records: int
+    files: list[SpillFile]
     path: pathlib.Path
-    files: int
     why: OSError
+
+    @property
+    def records(self) -> int:
+        return sum(file.most() for file in self.files)
 
 
 class Spill:
@@ -104,7 +117,9 @@ class Spill:
         self._folder = folder / run
         self._files: dict[str, deque[SpillFile]] = {}
         self._sizes: dict[str, int] = {}
+        self._beside: dict[str, int] = {}  # the bytes of each machine that this run has set aside
         self._kept: dict[str, tuple[SpillFile, list[Packed]]] = {}  # the file that was read last
+        self._told: dict[tuple[str, int], int] = {}  # what was told in files that were written here
         self._tries: Tries = {} if tries is None else tries
         self._leeway = leeway or Leeway()
         self.broken: list[tuple[str, SpillFile, int]] = []
@@ -115,6 +130,8 @@ class Spill:
         self.unlisted: OSError | None = None
         """Why there may be files that are not known here. They stay where they are, for the next run."""
         self._find()
+        if not self.is_aside:
+            self._beside = Spill(folder, run + _ASIDE, self._tries, self._leeway)._sizes
 
     def _find(self) -> None:
         try:
@@ -124,23 +141,26 @@ class Spill:
             return
         for name in names:
             try:
-                files = self._leeway.do(partial(_listed, self._folder / name))
+                machine, stored = _named(name)
+                files = self._leeway.do(partial(_listed, self._folder / name, stored))
             except OSError as exc:
                 self.unlisted = self.unlisted if exc.errno in _GONE else exc
                 continue
             if files:
-                machine = urllib.parse.unquote(name)
-                self._files[machine] = deque(files)
+                files += self._files.get(machine, ())
+                self._files[machine] = deque(sorted(files, key=lambda file: file.first))
                 self._sizes[machine] = sum(file.size for file in files)
 
     def _path(self, machine: str, file: SpillFile) -> pathlib.Path:
-        return self._folder / _folder_name(machine) / file.name
+        return self._folder / _folder_name(machine, file.stored) / file.name
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
     def put(self, machine: str, first: int, last: int, records: int, data: bytes) -> None:
         """Write one more file of a machine. OSError: it is as if nothing had been written."""
         file = SpillFile(first, last, records, len(data))
+        chunks = chunks_of(machine, data) if tells(data) else ()
+        told = sum(told_in(chunk.blob, chunk.first, 0) for chunk in chunks)
         path = self._path(machine, file)
         new = path.with_name(_NEW)
         try:
@@ -154,6 +174,7 @@ class Spill:
             with contextlib.suppress(OSError):
                 new.unlink()
             raise
+        self._told[machine, first] = told
         files = self._files.setdefault(machine, deque())
         files.append(file)
         if len(files) > 1 and files[-2].first > first:  # an older block was kept back, for it was just being stored
@@ -177,6 +198,7 @@ class Spill:
         with contextlib.suppress(OSError):
             self._path(machine, file).unlink()
         self._kept.pop(machine, None)
+        self._told.pop((machine, file.first), None)
         self._tries.pop((self.run, machine, file.first), None)
         self.unread[:] = [each for each in self.unread if each[:2] != (machine, file)]
         self._files[machine].remove(file)
@@ -196,24 +218,30 @@ class Spill:
 
         From then on it is part of :meth:`earlier`. What the disk does not move stays here, and waits.
         """
-        moved: dict[str, list[tuple[SpillFile, pathlib.Path, OSError]]] = {}
+        moved: dict[str, SetAside] = {}
         for machine, file, why in [*self.unread]:
             _, tries = self._tries.get((self.run, machine, file.first), (None, 0))
             if self.is_aside or why.errno in _PASSING or tries < TRIES:
                 continue
-            path = self._path(machine, file)
-            to = self._all / f"{self.run}{_ASIDE}" / path.relative_to(self._folder)
+            there = attrs.evolve(file, stored=after if file.first <= after else 0)
+            to = self._all / f"{self.run}{_ASIDE}" / _folder_name(machine, there.stored) / there.name
             try:
                 to.parent.mkdir(0o700, parents=True, exist_ok=True)
-                path.rename(to)
+                self._path(machine, file).rename(to)
             except OSError:
                 continue
             self.remove(machine, file)
-            moved.setdefault(machine, []).append((file, to, why))
-        return [
-            SetAside(machine, sum(_most(file, after) for file, _, _ in files), files[0][1], len(files), files[0][2])
-            for machine, files in moved.items()
-        ]
+            self._beside[machine] = self._beside.get(machine, 0) + file.size
+            moved.setdefault(machine, SetAside(machine, [], to, why)).files.append(there)
+        return [*moved.values()]
+
+    @property
+    def passed(self) -> list[SetAside]:
+        """What was left out by :meth:`packed` of what was set aside."""
+        found: dict[str, SetAside] = {}
+        for (machine, file), why in sorted(self._passed.items(), key=lambda each: each[0][1].first):
+            found.setdefault(machine, SetAside(machine, [], self._path(machine, file), why)).files.append(file)
+        return [*found.values()]
 
     def close(self) -> None:
         """Remove the folder of a run that has nothing on the disk; whatever else there is stays."""
@@ -235,13 +263,18 @@ class Spill:
         """Those that have something here."""
         return [*self._files]
 
+    @property
+    def beside(self) -> list[str]:
+        """Those of which this run has set something aside, as far as that is known."""
+        return [*self._beside]
+
     def files(self, machine: str) -> list[SpillFile]:
         """A machine's, the oldest first."""
         return [*self._files.get(machine, ())]
 
     def size(self, machine: str) -> int:
-        """Bytes of a machine's files."""
-        return self._sizes.get(machine, 0)
+        """Bytes of a machine's files, with those that were set aside."""
+        return self._sizes.get(machine, 0) + self._beside.get(machine, 0)
 
     def packed(self, after: int) -> Iterator[Packed]:
         """Chunks of all machines with higher numbers in them, the oldest first. A file is read when it is its turn.
@@ -278,12 +311,17 @@ class Spill:
 
     def left(self, after: int) -> int:
         """How many records with higher numbers are at most in files that :meth:`packed` could not read."""
-        return sum(_most(file, after) for _, file, _ in self.unread)
+        return sum(file.most(after) for _, file, _ in self.unread)
 
     def _chunks(self, machine: str, after: int) -> Iterator[Packed]:
         for file in self.files(machine):
-            for chunk in self._read(machine, file, after) if file.last > after else ():
-                if chunk.last > after:
+            # Of what was left out the rest is left out too: it is handed over from its first record on, another time.
+            if file.last <= after or (file.first <= after and (machine, file) in self._passed):
+                continue
+            if chunks := self._read(machine, file, after):
+                self._passed.pop((machine, file), None)
+            for chunk in chunks:
+                if chunk.last > max(after, file.stored):
                     yield chunk
 
     def waiting(self, machine: str, file: SpillFile, after: int) -> int:
@@ -292,11 +330,13 @@ class Spill:
             return file.records if file.first > after else 0
         chunks = self._read(machine, file, after)
         if not chunks:
-            return _most(file, after)
+            return file.most(after)
         return sum(min(chunk.records, chunk.last - after) for chunk in chunks if chunk.last > after)
 
     def told(self, machine: str, file: SpillFile) -> int:
-        """How many lost records are told by what is in a file, as far as it can be read."""
+        """How many lost records are told by what is in a file; of one that was found here as far as it can be read."""
+        if (machine, file.first) in self._told:
+            return self._told[machine, file.first]
         return sum(told_in(chunk.blob, chunk.first, 0) for chunk in self._read(machine, file, 0))
 
     def _read(self, machine: str, file: SpillFile, after: int) -> list[Packed]:
@@ -305,9 +345,7 @@ class Spill:
             return chunks
         try:
             data = self._leeway.do(self._path(machine, file).read_bytes)
-            chunks = chunks_of(machine, data)
-            if len(data) != file.size or not _is_whole(file, chunks):
-                raise ValueError("what is in it is not what its name says")
+            chunks = whole_chunks(machine, file, data)
         except (OSError, ValueError) as exc:
             self._failed(machine, file, after, exc)
             return []
@@ -326,7 +364,7 @@ class Spill:
                     self._passed[machine, file] = why
                 return
         if not any(each is file for _, each, _ in self.broken):
-            self.broken.append((machine, file, _most(file, after)))
+            self.broken.append((machine, file, file.most(after)))
 
     # -- earlier runs ----------------------------------------------------------------------------------------------
 
@@ -338,8 +376,12 @@ class Spill:
         try:
             names = sorted(self._leeway.do(lambda: os.listdir(self._all)))
         except FileNotFoundError:
-            return []
-        return [Spill(self._all, name, self._tries, self._leeway) for name in names if name != self._folder.name]
+            names = []
+        found = [Spill(self._all, name, self._tries, self._leeway) for name in names if name != self._folder.name]
+        beside = [each for each in found if each.is_aside and each.run == self.run]
+        if not any(each.unlisted for each in beside):
+            self._beside = beside[0]._sizes if beside else {}
+        return found
 
     @property
     def run(self) -> str:
@@ -368,6 +410,14 @@ def chunks_of(machine: str, data: bytes) -> list[Packed]:
     return chunks
 
 
+def whole_chunks(machine: str, file: SpillFile, data: bytes) -> list[Packed]:
+    """The chunks in what was read of a file. ValueError when they are not what its name says."""
+    chunks = chunks_of(machine, data)
+    if len(data) != file.size or not _is_whole(file, chunks):
+        raise ValueError("what is in it is not what its name says")
+    return chunks
+
+
 def _is_whole(file: SpillFile, chunks: Sequence[Packed]) -> bool:
     """Whether these are the records that its name says, in order, each as the journal has packed it."""
     before, records = file.first - 1, 0
@@ -392,28 +442,25 @@ def _write(path: pathlib.Path, data: bytes) -> None:
             view = view[stream.write(view) :]
 
 
-def _folder_name(machine: str) -> str:
-    return urllib.parse.quote(machine, safe="").replace(".", "%2E")
+def _folder_name(machine: str, stored: int) -> str:
+    return urllib.parse.quote(machine, safe="").replace(".", "%2E") + (f".{stored}" if stored else "")
 
 
-def _most(file: SpillFile, after: int) -> int:
-    """How many records with higher numbers may be in a file; all machines have numbers between its first and last."""
-    return file.records if file.first > after else max(0, min(file.records, file.last - after))
+def _named(folder: str) -> tuple[str, int]:
+    """The machine whose folder has this name, and up to which number what is in there had been stored."""
+    name, _, stored = folder.partition(".")
+    return urllib.parse.unquote(name), int(stored) if stored.isdecimal() else 0
 
 
-def _listed(folder: pathlib.Path) -> list[SpillFile]:
+def _listed(folder: pathlib.Path, stored: int) -> list[SpillFile]:
     """The files in the folder of a machine; what was not finished is removed."""
     files = []
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         numbers = entry.name.split("-")
         if len(numbers) == 3 and all(each.isdecimal() for each in numbers):
-            files.append(_file(numbers, entry.stat().st_size))
+            first, last, records = map(int, numbers)
+            files.append(SpillFile(first, last, records, entry.stat().st_size, stored))
         else:
             with contextlib.suppress(OSError):
                 os.unlink(entry)
     return files
-
-
-def _file(numbers: list[str], size: int) -> SpillFile:
-    first, last, records = map(int, numbers)
-    return SpillFile(first, last, records, size)

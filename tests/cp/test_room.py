@@ -4,20 +4,25 @@ import os
 import pathlib
 import shutil
 import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from types import FrameType
 from typing import Any
 
 import pytest
 import trio
+from tests.cp.keepers import handing_over, served
 from tests.cp.log_store import Store, kept, losses, settle
 
+from retinue.cp import keeper as keeping
 from retinue.cp.directory.model import LogPolicy
 from retinue.cp.journal import LEAST_ROOM, Journal
 from retinue.cp.log_policy import LogPolicies
 from retinue.cp.losses import gap
 from retinue.cp.spill import Spill
 from retinue.cp.syslog import Syslog
-from retinue.cp.tape import BLOCK, records_of
+from retinue.cp.tape import BLOCK, Packed, records_of
+from retinue.pipes import Message, Path, Rejected
 
 BLOCKS = LEAST_ROOM // BLOCK
 
@@ -182,3 +187,117 @@ async def test_each_record_is_stored_or_told_as_lost(monkeypatch: pytest.MonkeyP
         f"N{number}": 25 for number in range(4)
     }
     assert len(store.records) == BLOCKS + 4
+
+
+class Refusing:
+    """What keeps records and refuses so many batches, or lets go of the path instead of an answer."""
+
+    def __init__(self, times: int, *, dies: bool = False) -> None:
+        self.times = times
+        self.dies = dies
+        self.records: list[Any] = []
+        self.refused = 0
+        self.look: Callable[[], None] = lambda: None
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Path]:
+        async def store(message: Message) -> None:
+            if self.refused < self.times:
+                self.refused += 1
+                self.look()
+                if self.dies:
+                    self.other.let_go()
+                raise Rejected("not-stored", "the disk is full")
+            self.records += records_of(
+                Packed(name, 1, first, 0, blob) for name, _, first, blob in message.body[1]["chunks"]
+            )
+
+        async with served(lambda other: other.serve(store)) as (path, self.other):
+            yield path
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RETRY": 0.001, "AGAIN": 0.001, "GATHER": 0.0}.items():
+        monkeypatch.setattr(keeping, name, value)
+
+
+@pytest.mark.parametrize("dies", [False, True])
+async def test_gap_does_not_count_itself_again_and_again(dies: bool, fast: None) -> None:
+    """It is refused once, and written when something was stored: what is lost is what was written, and that gap."""
+    log, store = Syslog(journal=Journal.private(LEAST_ROOM)), Refusing(20, dies=dies)
+    log.journal.keep()
+    for number in range(BLOCKS):
+        log.write(5, "first", machine=f"M{number}")
+    log.journal.offered = BLOCKS  # somebody may have them
+    log.keeper._unsure = BLOCKS
+    for number in range(3):
+        log.write(5, f"second {number}", machine="NEW")
+    seen: list[list[tuple[str, str, int]]] = []
+    store.look = lambda: seen.append([*log.journal.losses])
+    async with handing_over(log, store.connect):
+        while log.keeper.unkept or log.journal.losses:
+            await log.keeper.settle()
+            await trio.lowlevel.checkpoint()
+    assert seen == [[("NEW", "buffer", 4)]] * 20
+    assert losses(store.records) == {"buffer": 4}
+    assert [each["seq"] for each in store.records] == [*range(1, BLOCKS + 1), BLOCKS + 5]
+    assert log.last == BLOCKS + 5
+
+
+async def test_what_was_refused_waits_like_any_other(fast: None) -> None:
+    """Nobody has it: when there is no room the oldest are lost, and not what is written now."""
+    log, store = Syslog(journal=Journal.private(LEAST_ROOM)), Refusing(1)
+    log.journal.keep()
+    for number in range(BLOCKS):
+        log.write(5, "first", machine=f"M{number}")
+    offered: list[int] = []
+    store.look = lambda: offered.append(log.journal.offered)
+    lost: list[tuple[str, str, int]] = []
+    forget = log.keeper._forget_offers
+
+    def forgotten() -> None:
+        forget()
+        if store.refused and not lost:
+            offered.append(log.journal.offered)
+            for number in range(3):
+                log.write(5, f"second {number}", machine=f"N{number}")
+            lost.extend(log.journal.losses)
+
+    log.keeper._forget_offers = forgotten  # type: ignore[method-assign]
+    async with handing_over(log, store.connect):
+        while log.keeper.unkept or log.journal.losses:
+            await log.keeper.settle()
+            await trio.lowlevel.checkpoint()
+    assert offered == [BLOCKS, 0]
+    assert lost == [(f"M{number}", "buffer", 1) for number in range(3)]
+    assert [each["message"] for each in store.records if each["message"].startswith("second")] == [
+        f"second {number}" for number in range(3)
+    ]
+    told = losses(store.records)["buffer"]
+    assert len(store.records) + told == log.last
+
+
+async def test_what_was_not_answered_is_not_taken_back(fast: None) -> None:
+    """It may be stored, whatever is said of it afterwards: it is not counted as lost."""
+    log, store = Syslog(journal=Journal.private(LEAST_ROOM)), Refusing(2, dies=True)
+    log.journal.keep()
+    for number in range(BLOCKS):
+        log.write(5, "first", machine=f"M{number}")
+    offered: list[int] = []
+
+    def look() -> None:
+        if store.refused == 2:
+            store.dies = False
+        offered.append(log.journal.offered)
+
+    store.look = look
+    async with handing_over(log, store.connect):
+        while store.refused < 2:  # noqa: ASYNC110
+            await trio.sleep(0.001)
+        offered.append(log.journal.offered)
+        while log.keeper.unkept:
+            await log.keeper.settle()
+    assert offered == [BLOCKS] * 3
+    assert losses(store.records) == {}
+    assert log.journal.offered == log.journal.stored == log.last == BLOCKS

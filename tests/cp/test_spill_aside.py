@@ -15,12 +15,15 @@ from tests.cp.log_store import K, Store, kept, losses, policies, said, settle, t
 from retinue.cp import keeper as keeping
 from retinue.cp import spill as spilling
 from retinue.cp.directory.model import LogPolicy
+from retinue.cp.finding import find
 from retinue.cp.journal import LEAST_ROOM, Journal
+from retinue.cp.keeper import in_chunks
 from retinue.cp.records import Record
+from retinue.cp.selection import selection
 from retinue.cp.spill import Spill
 from retinue.cp.syslog import Syslog
-from retinue.cp.tape import records_of
-from retinue.pipes import Message, Path
+from retinue.cp.tape import Packed, records_of
+from retinue.pipes import Message, Path, Rejected
 from retinue.services.syslog import Storing
 from retinue.services.syslog.retention import Retention
 from retinue.services.syslog.store import Store as Database
@@ -171,15 +174,21 @@ async def test_what_was_set_aside_outlives_who_did_it(
     log = Syslog(journal=journal, policies=BOUND, spill=folder)
     log.journal.keep()
     assert (log.run == run) is (how == "killed")
+    again = "are missing until they can be read" if how == "killed" else "what was set aside on the disk cannot be read"
+    before = len(about(store, again))
     assert log.journal.unkept == len([*records_of(journal.packed(after=journal.stored))])
     async with kept(log, store, monkeypatch):
-        await until(lambda: bool(about(store, "what was set aside on the disk cannot be read now")))
+        await until(lambda: len(about(store, again)) > before)
         await settle(log, store)
         assert numbers(store, "M") == [*range(gone, 300)]
         (folder / f"{run}.aside" / "M" / file.name).chmod(0o600)
         await until(lambda: bool(about(store, "are stored now")))
         await settle(log, store)
-    assert len(about(store, "what was set aside on the disk cannot be read now")) == 1
+    assert len(about(store, again)) == before + 1
+    # The next control program of the run cannot know whether the first one has told it.
+    twice = 2 if how == "killed" else 1
+    for text in (f"{gone} lines of M are set aside, and stored when", f"-- {gone} lines from before are missing until"):
+        assert len(about(store, text)) == twice
     assert sorted(numbers(store, "M")) == [*range(300)]
     assert losses(store.records) == {}
     log.finish()
@@ -317,6 +326,210 @@ def test_some_of_it_may_be_stored(folder: pathlib.Path) -> None:
         assert spill.set_aside(0) == []
         next(spill.packed(0))
     (aside,) = spill.set_aside(first.last - 5)
-    assert (aside.machine, aside.records, aside.files, aside.why.errno) == ("M", 5, 1, errno.EACCES)
+    assert (aside.machine, aside.records, len(aside.files), aside.why.errno) == ("M", 5, 1, errno.EACCES)
     assert first not in spill.files("M")
     assert spill.trouble is None
+    assert aside.path == folder / f"{log.run}.aside" / f"M.{first.last - 5}" / first.name
+    # Whoever finds it knows that as well: of a spoilt one no more is lost, of a sound one no more comes.
+    (found,) = [each for each in spill.earlier() if each.is_aside]
+    assert found.files("M") == aside.files
+    aside.path.chmod(0o600)
+    assert [chunk.first for chunk in found.packed(0)] == [*range(first.last - 4, first.last + 1, 2)]
+    aside.path.write_bytes(b"")
+    (found,) = [each for each in spill.earlier() if each.is_aside]
+    assert [*found.packed(0)] == []
+    ((machine, file, lost),) = found.broken
+    assert (machine, file.name, lost) == ("M", first.name, 5)
+    found.remove("M", file)
+    found.close()
+    assert there(folder) == [log.run]
+
+
+async def test_what_was_set_aside_and_is_removed_is_a_loss(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted once, in its place, by whom has seen it, even if the disk of who keeps records is full at first."""
+    log, store = written(folder), Store()
+    store.let(True)
+    file, other = spilt(folder, log)[:2]
+    gone = records_in(file)
+    file.chmod(0)
+    other.chmod(0)
+    async with kept(log, store, monkeypatch):
+        await settle(log, store)
+        await until(lambda: len(log.keeper._earlier._aside) == 2)
+        assert log.keeper.aside == ["M"]
+        (folder / f"{log.run}.aside" / "M" / file.name).unlink()
+        await until(lambda: bool(about(store, "somebody has removed")))
+        (told,) = about(store, "somebody has removed")
+        assert told["message"] == (f"{gone} lines of M are lost that were set aside: somebody has removed {file.name}")
+        # The other one is stored: that is no loss.
+        (folder / f"{log.run}.aside" / "M" / other.name).chmod(0o600)
+        await until(lambda: bool(about(store, "are stored now")))
+        await settle(log, store)
+        assert log.keeper.aside == []
+    assert losses(store.records) == {"spill": gone}
+    (place,) = [each["seq"] for each in store.records if "lost" in each["fields"]]
+    assert place == int(file.name.split("-")[1])
+    assert numbers(store, "M")[-records_in(other) :] == [*range(gone, gone + records_in(other))]
+    assert sorted(numbers(store, "M")) == [*range(gone, 300)]
+    log.finish()
+    assert there(folder) == []
+
+
+async def test_gap_of_what_was_removed_is_stored_when_it_is_taken(folder: pathlib.Path) -> None:
+    """It is refused at first. What cannot be listed now is not gone."""
+    log = written(folder)
+    spill = log.journal.room.spill
+    assert spill is not None
+    file = spilt(folder, log)[0]
+    file.chmod(0)
+    for _ in range(spilling.TRIES):
+        next(spill.packed(0))
+    assert log.keeper._earlier.set_aside(spill, 0)
+    aside = folder / f"{log.run}.aside"
+    (aside / "M" / file.name).unlink()
+    gaps: list[Record] = []
+    full = True
+
+    async def store(message: Message) -> None:
+        if full:
+            raise Rejected("not-stored", "the disk is full")
+        for machine, generation, first, blob in message.body[1]["chunks"]:
+            gaps.extend(records_of([Packed(machine, generation, first, 1, blob)]))
+
+    async with served(lambda other: other.serve(store)) as (path, _):
+        aside.chmod(0)
+        assert not await log.keeper._earlier.pour(path, in_chunks)
+        assert log.keeper.aside == ["M"]
+        aside.chmod(0o700)
+        assert not await log.keeper._earlier.pour(path, in_chunks)
+        assert log.keeper.aside == []
+        full = False
+        for _ in range(2):
+            assert await log.keeper._earlier.pour(path, in_chunks)
+    assert [(each["seq"], each["fields"]) for each in gaps] == [
+        (int(file.name.split("-")[1]), {"lost": records_in(file), "cause": "spill"})
+    ]
+
+
+def test_what_was_set_aside_takes_the_room_of_its_machine(folder: pathlib.Path) -> None:
+    """A disk that cannot be read but written is not filled: the next ones are dropped, and counted."""
+    bound = 128 * K
+    log = Syslog(
+        journal=Journal.create(LEAST_ROOM), policies=policies(LogPolicy(buffer=64 * K, spill=bound)), spill=folder
+    )
+    log.journal.keep()
+    spill = log.journal.room.spill
+    assert spill is not None
+
+    def write() -> None:
+        for number in range(400):
+            log.write(5, f"{number} " + "x" * 500, machine="M")
+
+    write()
+    before = sum(count for _, _, count in log.journal.losses)
+    assert before > 0
+    for file in (folder / log.run / "M").iterdir():
+        file.chmod(0)
+    for _ in range(spilling.TRIES):
+        [*spill.packed(0)]
+    moved = log.keeper._earlier.set_aside(spill, 0)
+    assert moved
+    assert spill.files("M") == []
+    waiting = sum(file.records for file in log.keeper._earlier._aside.values())
+    size = spill.size("M")
+    assert bound // 2 < size <= bound
+    log.journal.recount()
+    for _ in range(3):
+        write()
+        assert spill.size("M") <= bound
+    assert spill.beside == ["M"]
+    lost = sum(count for _, _, count in log.journal.losses)
+    ours = 2  # the records about it
+    assert log.journal.last == 1_600 + ours
+    assert log.journal.unkept + lost + waiting == log.journal.last
+    # The next control program, and whoever looks again, know it as well.
+    successor = Journal.adopt(os.dup(log.journal.fileno()))
+    other = Spill(folder, log.run)
+    successor.room.adopt(other)
+    assert other.size("M") == spill.size("M") > size // 2
+    (aside,) = [each for each in spill.earlier() if each.is_aside]
+    for each in aside.files("M"):
+        aside.remove("M", each)
+    assert spill.size("M") <= bound - size
+    assert spill.beside == []
+    successor.close()
+    log.journal.close()
+
+
+def test_file_that_can_be_read_in_the_middle_is_handed_over_whole(folder: pathlib.Path) -> None:
+    """And is gone then. One of which the first records were passed comes another time."""
+    log = written(folder)
+    log.finish()
+    run = folder / log.run
+    run.rename(folder / f"{log.run}.aside")
+    aside = folder / f"{log.run}.aside" / "M"
+    first, second = sorted(aside.iterdir())[:2]
+    for file in (first, second):
+        file.chmod(0)
+    spill = Spill(folder, f"{log.run}.aside")
+    one, two = spill.files("M")[:2]
+    assert len([*spill.packed(0)]) > 0
+    assert [file for each in spill.passed for file in each.files] == [one, two]
+    first.chmod(0o600)
+    second.chmod(0o600)
+    found = [chunk for chunk in spill.packed(one.first) if chunk.machine == "M"]
+    assert found[0].first == two.first
+    assert [file for each in spill.passed for file in each.files] == [one]
+    spill.stored(found[-1].last)
+    assert spill.files("M") == [one]
+    assert spill.trouble is not None
+    (again,) = Spill(folder, "next").earlier()
+    assert next(again.packed(0)).first == one.first
+    again.stored(log.last)
+    again.close()
+    assert there(folder) == []
+
+
+@pytest.mark.parametrize("how", ["dropped", "spoilt"])
+def test_what_was_told_in_a_file_that_cannot_be_read_is_not_forgotten(how: str, folder: pathlib.Path) -> None:
+    """Who has written the file knows it."""
+    log = Syslog(policies=policies(LogPolicy(buffer=64 * K, spill=64 * K)), spill=folder)
+    log.journal.keep()
+    spill = log.journal.room.spill
+    assert spill is not None
+    log.write(4, "a gap", machine="M", fields={"lost": 1_000, "cause": "descriptor"})
+    while not spill.files("M"):
+        log.write(5, "x" * 500, machine="M")
+    file = spill.files("M")[0]
+    path = folder / log.run / "M" / file.name
+    if how == "dropped":
+        path.chmod(0)
+        while file in spill.files("M"):
+            log.write(5, "x" * 500, machine="M")
+    else:
+        path.write_bytes(b"")
+        log.journal.recount()
+    assert log.journal.losses == [("M", "spill", file.records + 1_000)]
+    assert log.journal.unkept == log.last - file.records
+
+
+async def test_who_asks_is_told_that_some_were_set_aside(folder: pathlib.Path) -> None:
+    """Of this run, and of an earlier one that was looked at."""
+    log = written(folder, count=250)
+    spill = log.journal.room.spill
+    assert spill is not None
+    for file in spilt(folder, log):
+        file.chmod(0)
+    for _ in range(spilling.TRIES):
+        [*spill.packed(0)]
+    assert log.keeper._earlier.set_aside(spill, 0)
+    assert spill.machines == ["N"]
+    everybody = selection({}, log.run, ["M", "N"])
+    assert (await find(log, everybody)).spilled == ["N", "M"]
+    assert (await find(log, selection({"machine": "N"}, log.run, ["M", "N"]))).spilled == ["N"]
+    successor = Syslog(spill=folder)
+    assert (await find(successor, everybody)).spilled == []
+    successor.keeper._earlier._look(Spill(folder, successor.run).earlier())
+    assert (await find(successor, everybody)).spilled == ["M"]
