@@ -1,8 +1,9 @@
 """What an operator may change while the system runs: one machine, or all that a topology file declares otherwise."""
 
+import contextlib
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 LOAD_TIME: Final = 30.0
 # Keys of a machine that the host must be told of.
 _BY_HOST: Final = ("storage", "share", "cpu")
+# Why a machine is told as failed that has its new definition; other reasons are the codes of refusals.
+_WAITS: Final = "waits"
 
 
 class Administration:
@@ -41,7 +44,7 @@ class Administration:
         self.held = dict(declared.held)
         """Machines that are not what the file says."""
         self.applying = declared.applying
-        self._unchanged: set[str] = set()  # what could not be changed just now
+        self._failed: dict[str, str] = {}  # what has not become what it should be just now, and the reason
 
     # -- one machine ---------------------------------------------------------------------------------------------------
 
@@ -79,23 +82,32 @@ class Administration:
             await life.wait_for(lambda state: state in FINAL)
 
     async def restart(self, name: str) -> None:
-        """Stop and start it, without a message lost; returns when it is ready."""
+        """Stop and start it, without a message lost; returns when it is ready.
+
+        Of several instances one after the other: a refusal tells of those that have been restarted.
+        """
         async with self._changing:
             self._check_running()
-            for life in self._named(name):
-                self._renew(life)
-                await replacement.restart(life, self._cp.pager)
+            restarted: list[str] = []
+            with _telling("restarted", restarted):
+                for life in self._named(name):
+                    self._renew(life)
+                    await replacement.restart(life, self._cp.pager)
+                    restarted.append(life.name)
 
     async def replace(self, name: str) -> dict[str, Any]:
-        """Put a successor with the present code in its place. Rejected ``not-replaced`` when it does not work."""
+        """Put a successor with the present code in its place. Rejected ``not-replaced`` when it does not work.
+
+        Of several instances one after the other: a refusal tells of those that have been replaced.
+        """
         async with self._changing:
             self._check_running()
-            replaced = {}
-            for life in self._named(name):
-                before = life.generation
-                overlap = await self._replace(life, life.entry)
-                about = {"from": before, "to": life.generation, "overlap": overlap}
-                replaced[life.name] = about
+            replaced: dict[str, Any] = {}
+            with _telling("replaced", replaced):
+                for life in self._named(name):
+                    before = life.generation
+                    overlap = await self._replace(life, life.entry)
+                    replaced[life.name] = {"from": before, "to": life.generation, "overlap": overlap}
             return {"replaced": replaced}
 
     async def _replace(self, life: Life, entry: MachineEntry) -> bool:
@@ -140,14 +152,31 @@ class Administration:
             self._declare(after, *kept)
             entries = after.entries
             done = [await self._change(change, entries) for change in found]
-            if done and all(each["failed"] for each in done):
+            if done and not any(self._is_so(change) for change in found):
                 self.settings, self.held = kept
                 self._declare(before, *kept)
             return {"changed": done}
 
-    def _set(self, life: Life, entry: MachineEntry) -> bool:
-        """Take over what needs no other process; False: the host cannot, and nothing is changed."""
-        told = {key: getattr(entry, key) for key in _BY_HOST if getattr(entry, key) != getattr(life.entry, key)}
+    async def _set(self, life: Life, entry: MachineEntry, *, reload: bool) -> bool:
+        """Take over what needs no other process; False: that cannot be, and nothing is changed.
+
+        The limits come first: they can be put back, and what a program has done with a config may not.
+        """
+        if not self._limit(life, life.entry, entry):
+            return False
+        taken = False
+        try:
+            taken = not reload or await self._reload(life, entry)
+        finally:
+            if not taken:
+                self._limit(life, entry, life.entry)
+        if taken:
+            life.set(entry)
+        return taken
+
+    def _limit(self, life: Life, before: MachineEntry, after: MachineEntry) -> bool:
+        """Tell the host what is different for it; False: it cannot, and nothing is changed."""
+        told = {key: getattr(after, key) for key in _BY_HOST if getattr(after, key) != getattr(before, key)}
         largest = max(each.share for each in self._cp.topology.machines)
         why = (
             self._cp.host.set_limits(life.name, life.generation, **told, largest_share=largest)
@@ -157,9 +186,7 @@ class Administration:
         if why:
             text = f"{', '.join(told)} of {life.name} cannot be changed in place: {why}"
             self._cp.syslog.write(NOTICE, text, fields={"of": life.name})
-            return False
-        life.set(entry)
-        return True
+        return not why
 
     # -- everything ----------------------------------------------------------------------------------------------------
 
@@ -184,7 +211,8 @@ class Administration:
         """Make the running system what a topology file declares; machines that it declares as before are not touched.
 
         Rejected ``impossible`` when a change needs the system to be started anew: then nothing is changed. A change
-        that fails is undone, and told as ``failed``; those that do not depend on it go on.
+        that fails is undone, and told as ``failed``; those that do not depend on it go on. What there was no room for
+        in real storage is tried once more when the machines have been removed that are to be.
         """
         async with self._changing:
             self._check_running()
@@ -227,17 +255,25 @@ class Administration:
     async def _carry_on(self, after: Directory, found: tuple[Change, ...]) -> dict[str, Any]:
         """Change one machine after the other; whatever has been changed is so for the next control program, too."""
         entries, wanted = self._cp.topology.entries, after.entries
-        done = []
-        self._unchanged = set()
+        self._failed = {}
+
+        async def make(change: Change) -> dict[str, Any]:
+            about = await self._change(change, wanted)
+            if change.machine in self.held and self._is_so(change):
+                self.held = {name: origin for name, origin in self.held.items() if name != change.machine}
+                self._cp.declare(mixed(after, {name: entries[name] for name in self.held}))
+            return about
+
         try:
-            for change in found:
-                about = await self._change(change, wanted)
-                done.append(about)
-                if about["failed"]:
-                    self._unchanged.add(change.machine)
-                elif change.machine in self.held:
-                    self.held = {name: origin for name, origin in self.held.items() if name != change.machine}
-                    self._cp.declare(mixed(after, {name: entries[name] for name in self.held}))
+            done = [await make(change) for change in found]
+            if any(each["how"] == "remove" for each in done) and {"no-room", _WAITS} & set(self._failed.values()):
+                with contextlib.suppress(OSError):
+                    await self._cp.pager.look()
+                again = {name for name, why in self._failed.items() if why in ("no-room", _WAITS, "in-use")}
+                done = [
+                    await make(change) if change.machine in again else about
+                    for change, about in zip(found, done, strict=True)
+                ]
         finally:
             self.applying = False
             self._cp.declare(mixed(after, {name: entries[name] for name in self.held}))
@@ -266,15 +302,21 @@ class Administration:
 
     async def _change(self, change: Change, entries: Mapping[str, MachineEntry]) -> dict[str, Any]:
         about: dict[str, Any] = {**change.as_dict(), "failed": None, "how": None}
+        self._failed.pop(change.machine, None)
         try:
             about["how"] = await self._carry_out(change, entries)
         except Rejected as exc:
             about["failed"] = exc.text
+            self._failed[change.machine] = _WAITS if isinstance(exc, replacement.Waits) else exc.code
         except PathError as exc:
-            about["failed"] = str(exc)
+            about["failed"] = self._failed[change.machine] = str(exc)
         except OSError as exc:
-            about["failed"] = f"{exc.filename}: {exc.strerror}"
+            about["failed"] = self._failed[change.machine] = f"{exc.filename}: {exc.strerror}"
         return about
+
+    def _is_so(self, change: Change) -> bool:
+        """Whether a machine is what it should be after a change, but for a process if it waits for room."""
+        return self._failed.get(change.machine, _WAITS) == _WAITS
 
     async def _carry_out(self, change: Change, entries: Mapping[str, MachineEntry]) -> str:
         """What was done in the end: not everything that should change in place can."""
@@ -282,25 +324,20 @@ class Administration:
         if change.kind == "system" or not change.machine:
             return how
         if change.kind == "add":
-            life = self._cp.live(entries[change.machine])
-            with trio.move_on_after(replacement.PATIENCE):
-                await life.wait_until(
-                    lambda: life.ready or life.hopeless or life.failed_generation > 0 or life.entry.start == "on-demand"
-                )
-            if not life.ready and life.entry.start != "on-demand":
-                raise Rejected("not-ready", f"{life.name} is {life.state.value}: {life.cause}")
+            life = self._cp.lives.get(change.machine) or self._cp.live(entries[change.machine])
+            if life.entry.start != "on-demand":
+                await replacement.come_up(life, None, self._cp.pager)
             return how
         for life in self._named(change.machine):
             if change.kind == "remove":
-                if users := [name for name in self._unchanged if self._needs(name, life)]:
+                if users := [name for name in self._failed if self._needs(name, life)]:
                     raise Rejected("in-use", f"{', '.join(users)} could not be changed, and needs it")
                 life.ask_to_stop()
                 await life.wait_gone()
                 self._cp.remove(life)
                 continue
             entry = entries[life.name]
-            in_place = change.kind == "set" or (change.kind == "reload" and await self._reload(life, entry))
-            if not in_place or not self._set(life, entry):
+            if change.kind == "replace" or not await self._set(life, entry, reload=change.kind == "reload"):
                 await self._replace(life, entry)
                 how = "replace"
         return how
@@ -352,3 +389,14 @@ class Administration:
             self._cp.syslog.write(NOTICE, f"control program {os.getpid()} hands over to newly installed code")
             self._cp.switchboard.leave()
             self._cp.host.hand_over()
+
+
+@contextlib.contextmanager
+def _telling(what: str, done: Collection[str]) -> Iterator[None]:
+    """A refusal tells what has been done before it."""
+    try:
+        yield
+    except Rejected as exc:
+        if not done:
+            raise
+        raise Rejected(exc.code, f"{exc.text} ({what} before it: {', '.join(done)})", {what: done}) from None

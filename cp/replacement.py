@@ -25,27 +25,38 @@ ROOM_PATIENCE: Final = 10.0
 _CURE: Final = "retinue ps --storage shows who has how much: stop somebody, or give [system] more storage"
 
 
+class Waits(Rejected):
+    """A machine has the definition that it should have, and no process before there is room in real storage."""
+
+
 async def replace(life: Life, entry: MachineEntry, pager: "Pager", *, overlap: bool) -> None:
     """Have a successor with this definition take the machine's place.
 
     With ``overlap`` it is started beside its predecessor. Rejected ``not-replaced`` when it does not become ready: then
     the machine runs as before. Rejected ``no-room``, likewise, when there is no room in real storage for it. A machine
-    that does not run has the definition from now on.
+    that does not run has the definition from now on, also if it waits for room: then that is said by :class:`Waits`.
     """
     current, before = life.current, life.entry
+    ends = life.wish is Wish.UP and current is not None and current.leaving is None  # because of this
     try:
         if life.wish is not Wish.UP or current is None or not current.ready:
+            ends = ends and current is not None and current.ready_at is None
+            if ends:
+                _check_room(life, entry, pager)
             life.redefine(entry)
             if life.wish is Wish.UP:
-                if current is not None and current.leaving is None and current.ready_at is None:
+                if ends:
                     life.start_again(Trouble(Cause.REPLACED, "replaced while it started"), _now())
-                await _come_up(life, current, pager)
+                await come_up(life, current, pager)
         elif overlap:
             await _overlap(life, current, entry)
         else:
-            _check_room(life, pager)
+            _check_room(life, entry, pager)
             await _stop_first(life, current, entry, pager)
-    except Rejected:
+    except Rejected as exc:
+        if not ends and exc.code == "no-room":
+            text = exc.text if entry == before else f"{exc.text}; it has its new definition then"
+            raise Waits(exc.code, text) from None
         life.redefine(before)
         raise
 
@@ -58,20 +69,20 @@ async def restart(life: Life, pager: "Pager") -> None:
     current = life.current
     if current is None or life.wish is not Wish.UP:
         life.ask_to_start()
-    else:
-        _check_room(life, pager)
+    elif current.leaving is None:
+        _check_room(life, life.entry, pager)
         life.start_again(Trouble(Cause.ASKED, "asked to start again"), _now())
-    await _come_up(life, current, pager)
+    await come_up(life, current, pager)
 
 
-def _check_room(life: Life, pager: "Pager") -> None:
-    """Rejected ``no-room`` if nobody could say when a machine that ends now is started again."""
-    if why := pager.why_not_again(life):
-        text = f"{life.name} goes on as it is, for nobody would start it again when it has ended"
+def _check_room(life: Life, entry: MachineEntry, pager: "Pager") -> None:
+    """Rejected ``no-room`` if nobody could say when a machine that ends now is ready again, with this definition."""
+    if why := pager.why_not_again(life, entry):
+        text = f"{life.name} goes on as it is, for nobody could say when it is ready again after its end"
         raise Rejected("no-room", f"{text}: {why}; {_CURE}")
 
 
-async def _come_up(life: Life, before: Incarnation | None, pager: "Pager", *, tries: int = 1) -> None:
+async def come_up(life: Life, before: Incarnation | None, pager: "Pager", *, tries: int = 1) -> None:
     """Until a process after ``before`` is ready; Rejected ``not-ready`` when so many have not become so, and
     ``no-room`` when none is started for want of real storage."""
     if before is not None:
@@ -143,7 +154,7 @@ async def _stop_first(life: Life, current: Incarnation, entry: MachineEntry, pag
     life.redefine(entry)
     try:
         life.start_again(Trouble(Cause.REPLACED, "replaced"), _now())
-        await _come_up(life, current, pager, tries=2)
+        await come_up(life, current, pager, tries=2)
     finally:
         life.put_to_trial(None)
     if life.trial_failed is not None:

@@ -7,6 +7,7 @@ import trio
 
 from retinue.cp import clock
 from retinue.cp.death import Cause, Trouble
+from retinue.cp.directory import MachineEntry
 from retinue.cp.errors import ConfigRejected, StartFailed
 from retinue.cp.groups import GroupPolicy
 from retinue.cp.life import Life
@@ -63,9 +64,10 @@ class Supervision:
             asked = trio.current_time()
             await life.wait_until(lambda: self._cp.pager.turn(life, asked))
 
-    def servers_of(self, life: Life) -> list[Life]:
-        """The machines that must be ready before this one; SYSLOG before everybody, and none that waits to be used."""
-        bases = _waits_for(life)
+    def servers_of(self, life: Life, entry: MachineEntry | None = None) -> list[Life]:
+        """The machines that must be ready before this one, or would with another definition; SYSLOG before everybody,
+        and none that waits to be used."""
+        bases = _waits_for(entry or life.entry)
         keeper = self._cp.topology.system.syslog
         if keeper is not None and keeper != life.name:
             bases.add(keeper)
@@ -80,7 +82,9 @@ class Supervision:
     async def _stop(self, life: Life) -> None:
         keeper = self._cp.topology.system.syslog
         for user in self._lives:
-            if user is not life and (life.base in _waits_for(user) or (life.name == keeper and user.name != keeper)):
+            if user is not life and (
+                life.base in _waits_for(user.entry) or (life.name == keeper and user.name != keeper)
+            ):
                 await user.wait_for(lambda state: state in FINAL)
         if life.name == keeper:
             await self._cp.settle_records()
@@ -174,6 +178,6 @@ class Supervision:
             await waited.wait_until(lambda: waited.over or waited.state is not before)  # noqa: B023
 
 
-def _waits_for(life: Life) -> set[str]:
+def _waits_for(entry: MachineEntry) -> set[str]:
     """The names behind the edges that make an order of start."""
-    return {edge.to for edge in life.entry.uses if not edge.star and not edge.lazy}
+    return {edge.to for edge in entry.uses if not edge.star and not edge.lazy}

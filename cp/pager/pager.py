@@ -24,6 +24,7 @@ from retinue.cp.watchdog import BEATS
 from retinue.pipes import PathError
 
 if TYPE_CHECKING:
+    from retinue.cp.directory import MachineEntry
     from retinue.cp.incarnation import Incarnation
     from retinue.cp.life import Life
     from retinue.cp.system import ControlProgram
@@ -124,11 +125,26 @@ class Pager:
         """Why a machine must not be started now; empty if it may be."""
         return self.admission.why_not(life.name, life.entry.reserve) if self.limit is not None else ""
 
-    def why_not_again(self, life: "Life") -> str:
-        """Why a machine would not be started again if it ended now; empty if it would be, at once or in a moment."""
+    def why_not_again(self, life: "Life", entry: "MachineEntry") -> str:
+        """Why a machine would not be ready again with this definition if it ended now, for want of real storage; empty
+        if it would be, at once or in a moment. Its servers may be in want of it, too."""
         if self.limit is None:
             return ""
-        return self.admission.why_not(life.name, life.entry.reserve, freed=self._resident(life))
+        # What it shares goes over to those that have it, too.
+        mine = [record for (name, _), record in self.census.records.items() if name == life.name]
+        freed = sum(record.storage.private + record.segments for record in mine)
+        if why := self.admission.why_not(life.name, entry.reserve, freed):
+            return why
+        waited, seen = self._cp.supervision.servers_of(life, entry), {life.name}
+        while waited:
+            server = waited.pop()
+            if server.ready or server.hopeless or server.name in seen:
+                continue
+            seen.add(server.name)
+            if server.current is None and (why := self.admission.why_not(server.name, server.entry.reserve, freed)):
+                return f"it needs {server.name}, which has no process: {why}"
+            waited += self._cp.supervision.servers_of(server)
+        return ""
 
     def admits(self, life: "Life", asked: float) -> bool:
         """Whether a machine may be born now, which wants to since ``asked``. If not, others rest if they can."""
@@ -183,10 +199,8 @@ class Pager:
         """Whether there is room for a successor beside a machine, which will need as much as it does."""
         if self.limit is None:
             return True
-        return not self.overcommit.holds and self.census.total + self._resident(life) <= self.limit
-
-    def _resident(self, life: "Life") -> int:
-        return sum(record.resident for (name, _), record in self.census.records.items() if name == life.name)
+        mine = sum(record.resident for (name, _), record in self.census.records.items() if name == life.name)
+        return not self.overcommit.holds and self.census.total + mine <= self.limit
 
     # -- over the death of a control program ---------------------------------------------------------------------------
 

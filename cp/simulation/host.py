@@ -170,8 +170,14 @@ class SimulatedHost:
         cpu: float | None = None,
         largest_share: int = 0,
     ) -> str:
-        """See Host.set_limits. They are as good as kept."""
-        return "" if self.pid(machine, generation) else "it does not run"
+        """See Host.set_limits. They are as good as kept, but for less storage than it has."""
+        if (found := self._nucleus.storage.measure((machine, generation))) is None:
+            return "it does not run"
+        if storage is not None and storage < found.private:
+            return f"it has {found.private} bytes of private memory already"
+        if storage is not None:
+            self._nucleus.machines[machine, generation].storage = storage
+        return ""
 
     # -- what the nucleus does with it ---------------------------------------------------------------------------------
 
