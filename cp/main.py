@@ -68,8 +68,9 @@ async def _run(arguments: dict[str, Any], link: Link, restored: Restored, groups
             return EXIT_CONFIG
         with kept_operators(host, arguments["runtime"]) as operators:
             async with trio.open_nursery() as nursery:
-                state = pathlib.Path(arguments["state"])
-                cp = ControlProgram(declared, host, state, nursery, journal=kept_journal(host))
+                state, runtime = pathlib.Path(arguments["state"]), pathlib.Path(arguments["runtime"])
+                journal = kept_journal(host)
+                cp = ControlProgram(declared, host, state, nursery, journal=journal, runtime=runtime)
                 await cp.run(console, operators)
                 nursery.cancel_scope.cancel()
     return 0

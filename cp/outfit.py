@@ -4,35 +4,47 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from retinue.cp.archive import Archive
+from retinue.cp.archivist import Archivist
 from retinue.cp.directory import Directory, MachineEntry, code_folders, executable
 from retinue.cp.disks import Disks
 from retinue.cp.host.interface import Birth
 from retinue.cp.secrets import Secrets
+from retinue.cp.syslog import Syslog
 
 
 class Outfit:
     """The belongings of all machines of a system."""
 
-    def __init__(self, topology: Directory, state_folder: pathlib.Path, secrets: Secrets) -> None:
+    def __init__(
+        self,
+        topology: Directory,
+        state_folder: pathlib.Path,
+        secrets: Secrets,
+        runtime_folder: pathlib.Path | None,
+        syslog: Syslog,
+    ) -> None:
         self._topology = topology
         self._secrets = secrets
         self._state = state_folder
+        self._archivist = Archivist(state_folder, runtime_folder, syslog)
         self.users: Mapping[str, int] = {}
         """The user of each machine that has one for itself."""
         self.disks = Disks(state_folder, topology.entries)
 
-    def make(self, users: Mapping[str, int]) -> None:
-        """Make the disks. ``users`` has the user of each machine that has one for itself. OSError."""
+    def make(self, users: Mapping[str, int], since: float) -> None:
+        """Make the disks, in a run that began at ``since``.
+
+        ``users`` has the user of each machine that has one for itself. OSError.
+        """
         self.users = users
         self.disks.make(users)
-        Archive.of(self._topology).write(self._state)
+        self._archivist.note(self._topology, since)
 
-    def declare(self, topology: Directory, users: Mapping[str, int]) -> None:
+    def declare(self, topology: Directory, users: Mapping[str, int], since: float) -> None:
         """From now on these are the machines: as :meth:`make`."""
         disks = Disks(self._state, topology.entries)
         disks.make(users)
-        Archive.of(topology).write(self._state)
+        self._archivist.note(topology, since)
         self._topology, self.disks, self.users = topology, disks, users
 
     def instances(self, target: str) -> int:

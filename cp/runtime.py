@@ -177,6 +177,21 @@ def running_systems(places: Places) -> tuple[Running, ...]:
     return tuple(sorted(alive, key=lambda each: each.system))
 
 
+def running_in(folder: pathlib.Path) -> Running | None:
+    """The system that runs in a runtime folder, wherever that is; None if none does. Removes nothing."""
+    try:
+        hold: int | None = _hold(folder.parent, fcntl.LOCK_SH, LOOK_WAIT)  # or a nucleus might not get its lock
+    except PlaceBusy:
+        hold = None
+    except OSError:
+        return None
+    try:
+        return _read_running(folder, folder.name) if _lock_is_held(folder) else None
+    finally:
+        if hold is not None:
+            os.close(hold)
+
+
 def still_runs(system: Running) -> bool:
     """Whether the system that was found running still is. Never blocks."""
     return _lock_is_held(system.runtime)

@@ -78,6 +78,7 @@ class ControlProgram:
         nursery: trio.Nursery,
         *,
         journal: Journal | None = None,
+        runtime: pathlib.Path | None = None,
     ) -> None:
         topology = self.topology = declared.topology
         secrets = self.secrets = Secrets(declared.secrets)
@@ -100,7 +101,7 @@ class ControlProgram:
         self.switchboard = Switchboard(
             dict(self.lives), {"*CP": self.reception.star(LOOK), "*LOG": self.reception.star(READ)}, nursery, host
         )
-        self.outfit = Outfit(topology.expanded(), state_folder, secrets)
+        self.outfit = Outfit(topology.expanded(), state_folder, secrets, runtime, self.syslog)
         folder = place(topology.system, state_folder)
         self.segments = Segments(folder, host, lambda name: self.outfit.users.get(name, -1))
         self.watch = Watch(self.lives, self.outfit, host, self.syslog, self.segments)
@@ -176,7 +177,7 @@ class ControlProgram:
             for lack in levels.missing("full", report, system=system, root=root):
                 self.syslog.write(WARNING, f"the seal of {system} machines lacks {lack.layer}: {lack.why}")
         try:
-            self.outfit.make(self._give_users())
+            self.outfit.make(self._give_users(), self._since)
         except OSError as exc:
             cure = "make room there, or choose a place with --state DIR"
             text = f"the disk {exc.filename} cannot be made: {exc.strerror} ({cure})"
@@ -328,7 +329,7 @@ class ControlProgram:
         """From now on the system is to be so. OSError: a disk cannot be made."""
         before, self.topology = self.topology, topology
         try:
-            self.outfit.declare(topology.expanded(), self._give_users())
+            self.outfit.declare(topology.expanded(), self._give_users(), self._since)
         except OSError:
             self.topology = before
             raise

@@ -16,22 +16,23 @@ import attrs
 import msgpack
 import trio
 
-from retinue.cp.archive import Archive, read_archive
+from retinue.cp.archive import DATABASE, STOCK, read_archive
 from retinue.cp.checking import checked_names, checked_records
-from retinue.cp.cli.command import Selection
-from retinue.cp.cli.errors import NO_SYSTEM, CommandError, NoSystem, UnknownMachine
+from retinue.cp.cli.errors import CommandError, UnknownMachine
+from retinue.cp.cli.left import Left, NotStored
 from retinue.cp.cli.output import neutralise, tell
 from retinue.cp.cli.waiting import FIRST, Waiting
-from retinue.cp.places import find_places
 from retinue.cp.records import Record
 from retinue.cp.selection import Selection as Wanted
 from retinue.cp.selection import selection
 from retinue.cp.tape import ENDLESS
 from retinue.pipes import Rejected
 
-# The program whose records can be read, and what reads them.
-STOCK: Final = "retinue.services.syslog"
+# What reads the records of SYSLOG's program.
 _READER: Final = f"{STOCK}.archive:main"
+_FENCE: Final = "retinue.cp.host.fence:main"
+# Names that records may be asked by: a query names no more.
+NAMES: Final = 10_000
 # Bytes of one answer that are believed: 8 Mi characters of records, or one record that is larger.
 ANSWER: Final = 128 * 1024 * 1024
 # Seconds an answer may take: the reader gives one after some.
@@ -40,72 +41,8 @@ ANSWER_WAIT: Final = 30.0
 _LENGTH: Final = struct.Struct(">I")
 
 
-class NotStored(CommandError):
-    """The system does not run, and there are no records of it that could be read."""
-
-    code = NO_SYSTEM
-
-
-@attrs.frozen
-class Left:
-    """A system that does not run, and what its last run has said of its records."""
-
-    state: pathlib.Path
-    archive: Archive
-    why: NoSystem
-    """What a command is told that needs it to run."""
-
-    @property
-    def system(self) -> str:
-        return self.archive.system
-
-    def folder(self) -> pathlib.Path:
-        """Where its records are. Raises NotStored when only somebody else could tell, or nobody."""
-        archive = self.archive
-        if archive.machine is None:
-            raise NotStored(
-                f"{self.system} is not running, and its last run had no machine that keeps records",
-                f'name one in its topology: [system] syslog = "SYSLOG"\n{self.why.cure}',
-            )
-        folder = archive.folder(self.state)
-        if archive.program != STOCK or folder is None:
-            raise NotStored(
-                f"{self.system} is not running, and its records can be read by {archive.machine} alone, "
-                f"which runs {archive.program}",
-                self.why.cure,
-            )
-        return folder
-
-
-def find_left(chosen: Selection, why: NoSystem) -> Left:
-    """What is left of the system that the options mean, or of that which was started last. Raises ``why``."""
-    places = find_places(chosen.state)
-    if places.single:
-        folders = [places.state]
-    elif chosen.system is not None:
-        folders = [places.folders(chosen.system).state]
-    else:
-        folders = [*places.state.glob("*")]
-    found = [Left(folder, archive, why) for folder in folders if (archive := read_archive(folder)) is not None]
-    if chosen.system is not None:
-        found = [each for each in found if each.system == chosen.system]
-    if not found:
-        raise why
-    return max(found, key=lambda each: each.archive.time)
-
-
 class NothingStored(NotStored):
     """There is no database."""
-
-
-class NotFollowed(CommandError):
-    """Nothing comes from a system that does not run."""
-
-    code = NO_SYSTEM
-
-    def __init__(self, left: Left) -> None:
-        problem = f"{left.system} is not running: nothing is written that could be followed"
-        super().__init__(problem, f"what it has written, as far as it is stored: leave out -f\n{left.why.cure}")
 
 
 class Reader:
@@ -125,15 +62,16 @@ class Reader:
         """Open the database, and tell what it is that will be read."""
         left = self._left
         stored: dict[str, int] = {}
-        text = ""
+        text = left.remark
         try:
-            about = await self._call("open", str(self._folder))
+            about = await self._call("open", str(left.state), *(left.archive.disk or ()))
         except NothingStored:
             if not self._waiting.border({}):
+                self.finish()
                 raise
             self._empty = True
         else:
-            self._names = checked_names(await self._call("machines", {}))
+            self._names = await self._stored_names()
             for run in self._waiting.runs:
                 stored[run] = int(await self._call("newest", run))
             if not about["whole"]:
@@ -143,11 +81,17 @@ class Reader:
         if self._waiting.border(stored):
             text += ", and those that wait on the disk until the next retinue up"
         what = f"these are the records that {left.archive.machine} has stored{text}"
-        tell(f"-- {left.system} is not running: {neutralise(what)} --")
+        tell(neutralise(f"-- {left.system} is not running: {what} --"))
+
+    async def _stored_names(self) -> list[str]:
+        try:
+            return checked_names(await self._call("machines", {}))
+        except Rejected:
+            raise self._corrupt("whoever read it has answered nonsense") from None
 
     async def ask(self, **query: Any) -> dict[str, Any]:
         """One page, as the control program answers it."""
-        names = ["CP", *self._left.archive.machines, *self._names]
+        names = [*dict.fromkeys(["CP", *self._left.archive.machines, *self._waiting.machines, *self._names])][:NAMES]
         try:
             wanted = selection(query, "", names)
         except Rejected as error:
@@ -157,6 +101,16 @@ class Reader:
         records, more = await (self._oldest(wanted) if wanted.oldest else self._newest(wanted))
         place = None if more is None else ["", more]
         return {"records": records, "more": place, "kept": True, "spilled": [], "seq": 0, "end": None}
+
+    def finish(self) -> None:
+        """Tell what waits and could not be shown, and whether what was shown is of two moments."""
+        left = self._left
+        for text in self._waiting.left_out():
+            tell(neutralise(f"-- {text} --"))
+        note = read_archive(left.state)
+        if self._waiting.gone or (note is not None and note.time != left.archive.time):
+            text = f"{left.system} was started meanwhile, and some records may be missing or twice here: ask again"
+            tell(neutralise(f"-- {text} --"))
 
     async def _oldest(self, wanted: Wanted) -> tuple[list[Record], int | None]:
         after = 0 if wanted.after is None else wanted.after[1]
@@ -186,6 +140,8 @@ class Reader:
     async def _select(self, wanted: Wanted) -> tuple[list[Record], int | None]:
         if self._empty:
             return [], None
+        if wanted.before is None:  # so that no answer says to go on behind those that wait
+            wanted = attrs.evolve(wanted, before=("", FIRST))
         match await self._call("select", wanted.as_query()):
             case {"records": list(untrusted), "more": None | ["", int()] as place, "spoilt": int(spoilt)}:
                 records = _checked(untrusted)
@@ -213,8 +169,10 @@ class Reader:
             raise CommandError(
                 f"the disk did not give the records within {ANSWER_WAIT:g} s", str(self._folder)
             ) from None
-        except (ValueError, trio.BrokenResourceError, EOFError):
-            raise self._corrupt("whoever read it has died") from None
+        except (trio.BrokenResourceError, EOFError):
+            raise await self._died() from None
+        except ValueError:
+            raise self._corrupt("whoever read it has answered nonsense") from None
         match answer:
             case ["done", found]:
                 return found
@@ -244,7 +202,7 @@ class Reader:
         return found
 
     def _failed(self, code: str, text: str) -> CommandError:
-        left, file = self._left, self._folder / "records.sqlite3"
+        left, file = self._left, self._folder / DATABASE
         match code:
             case "nothing":
                 problem = f"{left.system} is not running, and {left.archive.machine} has stored no records of it"
@@ -253,30 +211,59 @@ class Reader:
                 problem = f"{left.system} is not running, and its records were stored by an earlier release: {text}"
                 return NotStored(problem, f"the next start takes them over\n{left.why.cure}")
             case "denied":
-                return CommandError(f"the records of {left.system} cannot be read: {text}", f"look at it: {file}")
+                problem = f"the records of {left.system} cannot be read: {text}"
+                return CommandError(problem, f"look who may read it, and what is beside it: {file}")
             case "strange":
                 problem = f"what {left.archive.machine} has stored is not read: {text}"
-                return CommandError(problem, f"a machine has made it so; look at it, and move it away: {file}")
+                return CommandError(problem, f"it does not make it so; look at it, and move it away: {self._folder}")
+            case "busy":
+                problem = f"somebody is writing to the records of {left.system}: {text}"
+                return CommandError(problem, f"try again; look who has it open: fuser -v {file}")
+            case "disk":
+                return CommandError(f"the disk does not give the records of {left.system}: {text}", str(file))
             case "too-long":
-                return CommandError(text)
-        return self._corrupt(text)
+                return CommandError(text, f"ask for less, or try again; the records are in {file}")
+            case "bad-arguments":
+                return CommandError(f"the records of {left.system} cannot be asked for that: {text}")
+            case "corrupt":
+                return self._corrupt(text)
+        return CommandError(f"the records of {left.system} cannot be read: {text} ({code})", str(file))
+
+    async def _died(self) -> CommandError:
+        """What is told when nobody reads any more, which says nothing of what there is to read."""
+        how = ""
+        with trio.move_on_after(1):
+            status = await self._process.wait()
+            how = f" by signal {-status}" if status < 0 else f" with status {status}"
+        problem = f"the process that reads the records of {self._left.system} has ended{how}"
+        return CommandError(problem, f"try again; the records are in {self._folder}")
 
     def _corrupt(self, text: str) -> CommandError:
-        machine, file = self._left.archive.machine, self._folder / "records.sqlite3"
+        machine, file = self._left.archive.machine, self._folder / DATABASE
         cure = f"move it away, and {machine} begins a new one: {file}\nwhat is in it: sqlite3 {file} .recover"
         return CommandError(f"what {machine} has stored is no database of records: {text}", cure)
+
+
+def reader_command() -> list[str]:
+    """The process that reads, which ends with its standard input.
+
+    It has no parent to die with: for the kernel that is the thread that has started it, and trio ends that after some
+    seconds.
+    """
+    from retinue.cp.host.process import command, import_path
+
+    about = {"path": import_path(), "entry": _FENCE, "reader": _READER, "parent": 0, "title": "log-reader"}
+    return command(about, site=True)
 
 
 @asynccontextmanager
 async def open_reader(left: Left) -> AsyncIterator[Reader]:
     """The reader of what is left; its process does not survive the block."""
     from retinue.cp.host.image import environment
-    from retinue.cp.host.process import command, import_path
 
     folder = left.folder()
-    about = {"path": import_path(), "entry": _READER, "parent": os.getpid(), "title": "log-reader"}
     process = await trio.lowlevel.open_process(
-        command(about, site=True),
+        reader_command(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -287,6 +274,7 @@ async def open_reader(left: Left) -> AsyncIterator[Reader]:
         reader = Reader(left, process, folder)
         await reader.begin()
         yield reader
+        reader.finish()
     finally:
         process.kill()
         with trio.CancelScope(shield=True):

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from retinue.cp.cli.command import selection
 from retinue.cp.cli.errors import NoSystem
 from retinue.cp.cli.systems import find_system
+
+if TYPE_CHECKING:
+    from retinue.cp.runtime import Running
 
 Completer = Callable[[click.Context, click.Parameter, str], list[str]]
 
@@ -19,8 +22,7 @@ SETTINGS: Final = (
 )
 
 
-def _machines(ctx: click.Context) -> list[dict[str, Any]]:
-    system = find_system(selection(ctx))
+def _machines(system: "Running") -> list[dict[str, Any]]:
     from retinue.cp.cli.session import converse, request
 
     found: list[dict[str, Any]] = converse(partial(request, system, "ps", within=2.0))["machines"]
@@ -30,7 +32,7 @@ def _machines(ctx: click.Context) -> list[dict[str, Any]]:
 def complete_machines(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The machines."""
     try:
-        names = [str(machine["name"]) for machine in _machines(ctx)]
+        names = [str(machine["name"]) for machine in _machines(find_system(selection(ctx)))]
     except Exception:
         return []
     return [name for name in names if name.startswith(incomplete.upper())]
@@ -51,19 +53,19 @@ def complete_dead(ctx: click.Context, param: click.Parameter, incomplete: str) -
 
 def complete_logged(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The machines, also those of a system that is not running and whose records can be read."""
+    chosen = selection(ctx)
     try:
-        find_system(selection(ctx))
-    except NoSystem as error:
         try:
-            from retinue.cp.cli.archived import find_left
+            system = find_system(chosen)
+        except NoSystem as error:
+            from retinue.cp.cli.left import find_left
 
-            left = find_left(selection(ctx), error).archive.machines
-        except Exception:
-            return []
-        return [name for name in left if name.startswith(incomplete.upper())]
+            names = [*find_left(chosen, error).archive.machines]
+        else:
+            names = [str(machine["name"]) for machine in _machines(system)]
     except Exception:
         return []
-    return complete_machines(ctx, param, incomplete)
+    return [name for name in names if name.startswith(incomplete.upper())]
 
 
 def complete_targets(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -75,7 +77,7 @@ def complete_targets(ctx: click.Context, param: click.Parameter, incomplete: str
 def complete_edges(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The edges that can be tapped."""
     try:
-        machines = _machines(ctx)
+        machines = _machines(find_system(selection(ctx)))
         names = [f"{each['name']}.{edge['name']}" for each in machines for edge in each["uses"] if edge["to"][0] != "*"]
     except Exception:
         return []

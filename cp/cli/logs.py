@@ -19,7 +19,7 @@ from retinue.cp.cli.records import SEVERITIES, TIMES, RecordFormat, gap_line, is
 from retinue.cp.cli.systems import find_system
 
 if TYPE_CHECKING:
-    from retinue.cp.cli.archived import Left
+    from retinue.cp.cli.left import Left
     from retinue.cp.cli.paging import Ask
     from retinue.cp.runtime import Running
 
@@ -153,7 +153,7 @@ def logs(
     try:
         system = find_system(chosen)
     except NoSystem as error:
-        from retinue.cp.cli.archived import NotFollowed, find_left
+        from retinue.cp.cli.left import NotFollowed, find_left
 
         system = find_left(chosen, error)
         if follow:

@@ -21,7 +21,10 @@ def find_system(chosen: Selection) -> runtime.Running:
         if name is not None and each.system == name:
             return each
     if name is not None or not running:
-        end = runtime.last_end(places, name)
+        try:
+            end = runtime.last_end(places, name)
+        except ValueError:  # no name that a system could have
+            end = None
         last = None if end is None else describe_end(end, f"in {places.state}" if places.single else f"of {end.system}")
         raise NoSystem(name, names, places.runtime, last)
     if len(running) > 1:

@@ -3,25 +3,26 @@
 ``retinue logs`` starts it and speaks with it over its standard streams: a message is msgpack behind its length, four
 bytes, big-endian. Each request has one answer, ``["done", answer]`` or ``["failed", code, text]``::
 
-    ["open", folder]       about the database: {"whole": bool, "moving": bool}
-    ["machines", {}]       the names of which something is stored
-    ["newest", run]        the number of its last record that is stored; 0 when there is none
-    ["select", query]      {"records": [each as msgpack], "more": place or nil, "spoilt": number}
+    ["open", state, machine, disk]    about the database: {"whole": bool, "moving": bool}
+    ["machines", {}]                  the names of which something is stored
+    ["newest", run]                   the number of its last record that is stored; 0 when there is none
+    ["select", query]                 {"records": [each as msgpack], "more": place or nil, "spoilt": number}
 
 A query is what SYSLOG is asked, with places of this process' own. The database was written by a machine and is not
 believed: it is read by the user whose it is, who sees nothing but the folder (as root), whole files that are no links
-(as anybody), through its tables and nothing that they could call, with bounds for memory and time. What comes out is
-looked at by whoever asks.
+(as anybody), through its tables and nothing that they could call, with bounds for memory and time. Whoever starts the
+process gives it a fence to put up before the database is opened. What comes out is looked at by whoever asks.
 """
 
 import contextlib
+import errno
 import os
 import resource
 import sqlite3
 import stat
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO, Final
 
 import msgpack
@@ -40,6 +41,21 @@ MEMORY: Final = 2 * 1024**3
 # Bytes of one request: a query names a thousand machines at most.
 REQUEST: Final = 16 * 1024 * 1024
 TABLES: Final = ("runs", "machines", "loggers", "entries")
+# Characters of a name: no machine has one that is longer.
+NAME_MAX: Final = 64
+# Seconds in which somebody else who writes may have come to an end.
+PATIENCE: Final = 1.0
+
+_DENIED: Final = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY)
+# What the primary code of an error says of; any other says of nothing that could be known here.
+_SAYING: Final = {
+    **dict.fromkeys(_DENIED, "denied"),
+    **dict.fromkeys((sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL), "busy"),
+    **dict.fromkeys((sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOLFS), "disk"),
+    **dict.fromkeys((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR), "corrupt"),
+    **dict.fromkeys((sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_FORMAT), "corrupt"),
+    sqlite3.SQLITE_INTERRUPT: "too-long",
+}
 
 _LENGTH: Final = struct.Struct(">I")
 
@@ -65,7 +81,8 @@ class Archive(Reader):
         database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST)
         database.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
         database.text_factory = lambda raw: raw.decode("utf-8", "backslashreplace")
-        for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "temp_store = MEMORY"):
+        waiting = f"busy_timeout = {PATIENCE * 1000:.0f}"
+        for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "temp_store = MEMORY", waiting):
             database.execute(f"PRAGMA {pragma}")
         try:
             self.moving = self._look()
@@ -85,7 +102,7 @@ class Archive(Reader):
         return "first_records" in there
 
     def machines(self) -> list[str]:
-        return [name for name in super().machines() if type(name) is str]
+        return [name for name in super().machines() if type(name) is str and len(name) <= NAME_MAX]
 
     def newest(self, run: str) -> int:
         """The number of the last record of a run; 0 when there is none."""
@@ -119,15 +136,12 @@ def _packed(record: Mapping[str, Any]) -> bytes | None:
         return None
 
 
-def enter(folder: str) -> None:
-    """Make a folder the working directory and, as root, all that there is, and become who it belongs to.
+def enter(state: str, names: Sequence[str]) -> None:
+    """Make the folder of a disk the working directory and, as root, all that there is, and become who it belongs to.
 
     Failed when what is in there is not what SYSLOG has made; OSError.
     """
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise Failed("nothing", "there is no disk") from None
+    descriptor = _descend(state, ("disks", *names))
     try:
         about = os.fstat(descriptor)
         os.fchdir(descriptor)
@@ -139,6 +153,32 @@ def enter(folder: str) -> None:
             os.setgroups([])
             os.setresgid(about.st_gid, about.st_gid, about.st_gid)
             os.setresuid(about.st_uid, about.st_uid, about.st_uid)
+
+
+def _descend(state: str, names: Sequence[str]) -> int:
+    """A descriptor of the folder below that of the state: each name is looked up in the one before, and is no link."""
+    if wrong := [name for name in names if name in ("", ".", "..") or "/" in name or "\0" in name]:
+        raise Failed("denied", f"{wrong[0]!r} is the name of no machine and of no disk")
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    way = ""
+    try:
+        descriptor = os.open(state, flags)
+        for name in names:
+            way = os.path.join(way, name)
+            above = descriptor
+            try:
+                descriptor = os.open(name, flags | os.O_NOFOLLOW, dir_fd=above)
+            finally:
+                os.close(above)
+    except FileNotFoundError:
+        raise Failed("nothing", "there is no disk") from None
+    except NotADirectoryError:
+        raise Failed("strange", f"{way or state} is no folder") from None
+    return descriptor
+
+
+def look() -> None:
+    """Failed when there is no database in the working directory, or something else in its place; OSError."""
     for end in BESIDE:
         try:
             mode = os.lstat(NAME + end).st_mode
@@ -157,15 +197,25 @@ def open_archive() -> tuple[Archive, bool]:
     """
     try:
         return Archive(frozen=False), True
-    except sqlite3.OperationalError:
+    except sqlite3.OperationalError as error:
+        if _primary(error) not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+            raise
         archive = Archive(frozen=True)
-    with contextlib.suppress(OSError):
-        return archive, os.lstat(f"{NAME}-wal").st_size == 0
-    return archive, True
+    return archive, not any(map(_size, ("-wal", "-journal")))
 
 
-def main(arguments: Mapping[str, Any]) -> int:
-    """Answer until there is nobody who asks; returns the exit status of the process."""
+def _size(end: str) -> int:
+    try:
+        return os.lstat(NAME + end).st_size
+    except FileNotFoundError:
+        return 0
+
+
+def main(fence: Callable[[], None]) -> int:
+    """Answer until there is nobody who asks; returns the exit status of the process.
+
+    ``fence`` is called in the folder, before anything in it is opened: then nothing outside is needed any more.
+    """
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     archive: Archive | None = None
@@ -173,8 +223,10 @@ def main(arguments: Mapping[str, Any]) -> int:
         while (request := _receive(sys.stdin.buffer)) is not None:
             try:
                 match request:
-                    case ["open", str(folder)]:
-                        enter(folder)
+                    case ["open", str(state), str(machine), str(disk)] if archive is None:
+                        enter(state, (machine, disk))
+                        fence()
+                        look()
                         archive, whole = open_archive()
                         answer: Any = {"whole": whole, "moving": archive.moving}
                     case ["machines", {}] if archive is not None:
@@ -187,23 +239,34 @@ def main(arguments: Mapping[str, Any]) -> int:
                         raise Failed("unknown-verb", "only open, machines, newest and select are known")
                 reply = msgpack.packb(["done", answer])
             except Exception as error:
-                reply = msgpack.packb(["failed", *_why(error)], unicode_errors="backslashreplace")
+                reply = msgpack.packb(["failed", *why(error)], unicode_errors="backslashreplace")
             _send(sys.stdout.buffer, reply)
     return 0
 
 
-def _why(error: Exception) -> tuple[str, str]:
+def why(error: Exception) -> tuple[str, str]:
+    """The code and the text of an answer that cannot be given."""
     match error:
-        case Failed():
+        case Failed() | Rejected():
             return error.code, error.text
-        case Rejected():
-            return error.code, error.text
-        case OSError():
-            return "denied", error.strerror or str(error)
         case MemoryError():
             return "corrupt", "a record in it is larger than any that there can be"
-    # Whatever a table makes SQLite or Python say, it is because there is in it what SYSLOG has not written.
-    return "corrupt", str(error)[:500] or type(error).__name__
+        case OSError():
+            code = "denied" if error.errno in (errno.EACCES, errno.EPERM) else "disk"
+        case sqlite3.Error():
+            code = _SAYING.get(_primary(error), "failed")
+        case ValueError() | TypeError() | OverflowError() | RecursionError():
+            code = "corrupt"  # there is something in a table that SYSLOG has not written
+        case _:
+            return "failed", f"{type(error).__name__}: {error}"[:500]
+    text = (error.strerror if isinstance(error, OSError) else str(error)[:500]) or type(error).__name__
+    return code, f"{text}, for the user {os.geteuid()}" if code == "denied" else text
+
+
+def _primary(error: sqlite3.Error) -> int:
+    """The code of SQLite without what it adds to it; what Python says by itself is like an error in a statement."""
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code & 0xFF
 
 
 def _receive(stream: BinaryIO) -> Any:

@@ -193,7 +193,7 @@ class Reader:
         try:
             return self._select(query, found)
         except sqlite3.OperationalError as exc:
-            if self._clock() <= self._deadline:
+            if getattr(exc, "sqlite_errorcode", None) != sqlite3.SQLITE_INTERRUPT:
                 raise
             if self._reached is None:
                 raise Rejected("too-long", f"the disk needs more than {STATEMENT_LIMIT:.0f} s for a query") from exc

@@ -6,6 +6,9 @@ import os
 import pathlib
 import signal
 import sqlite3
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,9 +18,12 @@ import pytest
 from tests.systems import Bench, make_bench, open_bench, read_until, wait_for
 
 from retinue.cp.archive import Archive, read_archive
-from retinue.cp.cli import errors
+from retinue.cp.cli import archived, errors
+from retinue.cp.cli.archived import reader_command
+from retinue.cp.host.process import command
 from retinue.cp.spill import Spill
 from retinue.cp.tape import HEAD, size_of
+from retinue.services.syslog.archive import Failed, enter, why
 
 SHOP = """\
 import logging
@@ -65,6 +71,7 @@ def test_logs_are_the_same_when_the_system_has_gone(tmp_path: pathlib.Path) -> N
             wait_for(lambda: bench.records("SHOP")[-1]["message"].startswith("Tür"))
             until = f"@{time.time():.6f}"
             queries = QUERIES if end == "down" else QUERIES[:2]
+            wait_until_stored(bench)
             running = [answers(bench, until, *query) for query in queries]
             assert all(err == "" for _, err in running)
             assert running[0][0].count("one request") == (1 if end == "down" else 2)
@@ -102,6 +109,16 @@ def test_logs_are_the_same_when_the_system_has_gone(tmp_path: pathlib.Path) -> N
         bench.assert_gone()
 
 
+def wait_until_stored(bench: Bench) -> None:
+    """Until SYSLOG has stored what is written before the call; a file in which it would wait is none any more."""
+    last = bench.ask("logs", count=0)["seq"]
+    (file,) = bench.folder.glob("state/retinue/*/disks/SYSLOG/a/records.sqlite3")
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        newest = "SELECT max(id) & ((1 << 44) - 1) FROM entries WHERE id >> 44 = (SELECT max(number) FROM runs)"
+        wait_for(lambda: (database.execute(newest).fetchone()[0] or 0) >= last)
+    wait_for(lambda: bench.ask("logs", count=1)["spilled"] == [])
+
+
 def answers(bench: Bench, until: str, *query: str) -> tuple[str, str]:
     done = bench.run("logs", *query, "--until", until)
     assert done.returncode == 0, done.stderr
@@ -112,10 +129,16 @@ def answers(bench: Bench, until: str, *query: str) -> tuple[str, str]:
 # -- what a machine may have left --------------------------------------------------------------------------------------
 
 
+# A machine that has none of its own, as with an unprivileged user, has the disk of whoever has started the system.
+OWN = 1_879_048_199
+OWNERS = [0, OWN] if os.geteuid() == 0 else [os.geteuid()]
+
+
 class Remains:
     """A state folder as a system leaves it, of which SYSLOG has stored some records."""
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(self, folder: pathlib.Path, owner: int) -> None:
+        self.owner = owner
         self.bench = make_bench(folder)
         self.state = folder / "it"
         self.disk = self.state / "disks" / "SYSLOG" / "a"
@@ -140,7 +163,19 @@ class Remains:
         with contextlib.closing(self.store()) as database:
             database.executescript(script)
 
+    def spill(self, bodies: list[Any], first: int) -> None:
+        """A file of what waits to be stored."""
+        count, blob = len(bodies), msgpack.packb(bodies)
+        block = (HEAD.pack(len(blob), count, first, 1) + blob).ljust(size_of(len(blob)), b"\0")
+        Spill(self.state / "spill", "r").put("SHOP", first, first + count - 1, count, block)
+
+    def give(self) -> None:
+        """The disk, and what is on it, to whoever owns it."""
+        for each in (self.disk, *self.disk.glob("*")):
+            os.chown(each, self.owner, self.owner if os.geteuid() == 0 else -1, follow_symlinks=False)
+
     def logs(self, *args: str) -> tuple[int, list[str], str]:
+        self.give()
         done = self.bench.run("logs", "--state", str(self.state), "--times", "none", *args)
         return done.returncode, done.stdout.splitlines(), done.stderr
 
@@ -166,9 +201,9 @@ CREATE TEMP VIEW numbers AS
 THREE = ["SHOP   | sold 0", "SHOP   | sold 1", "SHOP   | sold 2"]
 
 
-@pytest.fixture
-def remains(tmp_path: pathlib.Path) -> Iterator[Remains]:
-    left = Remains(tmp_path)
+@pytest.fixture(params=OWNERS, ids=lambda owner: f"of-{owner}")
+def remains(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[Remains]:
+    left = Remains(tmp_path, request.param)
     yield left
     for process in left.bench.started:
         with process:
@@ -177,7 +212,6 @@ def remains(tmp_path: pathlib.Path) -> Iterator[Remains]:
 
 def test_records_of_the_last_transaction_are_read_although_nobody_has_tidied_up(remains: Remains) -> None:
     """They are in the log beside the file. What the reader leaves belongs to whoever has the disk."""
-    owner = 1_879_048_199 if os.geteuid() == 0 else os.geteuid()
     with contextlib.closing(remains.store(wal=True)) as database:
         contents = {each.name: each.read_bytes() for each in remains.disk.iterdir()}
     assert contents.keys() == {"records.sqlite3", "records.sqlite3-wal", "records.sqlite3-shm"}
@@ -185,16 +219,13 @@ def test_records_of_the_last_transaction_are_read_although_nobody_has_tidied_up(
     database.close()
     for name, data in contents.items():
         (remains.disk / name).write_bytes(data)
-        os.chown(remains.disk / name, owner, owner if os.geteuid() == 0 else -1)
-    os.chown(remains.disk, owner, owner if os.geteuid() == 0 else -1)
     assert remains.logs() == (0, THREE, f"-- LEFT{REMARK} --\n")
-    assert {each.stat().st_uid for each in remains.disk.iterdir()} == {owner}
+    assert {each.stat().st_uid for each in remains.disk.iterdir()} == {remains.owner}
     assert remains.logs("--system", "LEFT", "SHOP", "-n", "1")[1] == ["SHOP | sold 2"]
 
 
 def test_folder_in_which_nothing_can_be_made_is_read_as_far_as_that_goes(remains: Remains) -> None:
     """SQLite makes a file of its own to look at what is in the log beside the database."""
-    owner = 1_879_048_199 if os.geteuid() == 0 else os.geteuid()
     with contextlib.closing(remains.store(2, wal=True)) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         database.execute("INSERT INTO entries VALUES ((1 << 44) + 2, 2, 1, 1, 6, 1, 'sold 2', NULL, NULL)")
@@ -203,7 +234,6 @@ def test_folder_in_which_nothing_can_be_made_is_read_as_far_as_that_goes(remains
     (remains.disk / "records.sqlite3-wal").write_bytes(contents["records.sqlite3-wal"])
     for place in (*remains.disk.iterdir(), remains.disk):
         place.chmod(0o500)
-        os.chown(place, owner, -1)
     try:
         without = ", without the newest, which are in a file that cannot be used as it is"
         assert remains.logs() == (0, THREE[:2], f"-- LEFT{REMARK}{without} --\n")
@@ -213,12 +243,8 @@ def test_folder_in_which_nothing_can_be_made_is_read_as_far_as_that_goes(remains
 
 def test_records_that_wait_are_shown_behind_those_that_are_stored(remains: Remains) -> None:
     """Each once, by whatever pages; also when nothing at all is stored."""
-    spill = Spill(remains.state / "spill", "r")
     for first in range(1, 5_000, 1_000):
-        bodies = [[float(number), 6, "shop", f"sold {number}", {}] for number in range(first, first + 1_000)]
-        blob = msgpack.packb(bodies)
-        block = (HEAD.pack(len(blob), 1_000, first, 1) + blob).ljust(size_of(len(blob)), b"\0")
-        spill.put("SHOP", first, first + 999, 1_000, block)
+        remains.spill([[float(seq), 6, "shop", f"sold {seq}", {}] for seq in range(first, first + 1_000)], first)
     everything = [f"SHOP | sold {number}" for number in range(1, 5_001)]
     for stored in (0, 3, 2_500):
         if stored:
@@ -319,20 +345,164 @@ def test_page_that_is_spoilt_is_told(remains: Remains) -> None:
     assert "is no database of records: database disk image is malformed" in err
 
 
-@pytest.mark.parametrize("name", ["records.sqlite3", "records.sqlite3-wal", "a"])
+def test_file_that_its_owner_may_not_read_is_not_called_spoilt(remains: Remains) -> None:
+    """Root has no more rights than the machine had."""
+    remains.store().close()
+    remains.file.chmod(0)
+    code, out, err = remains.logs()
+    assert (code, out) == (errors.FAILED, [])
+    assert err.startswith("retinue: the records of LEFT cannot be read: unable to open database file, for the user ")
+    assert f"for the user {remains.owner}\n" in err
+    assert str(remains.file) in err
+    assert "move it away" not in err
+
+
+@pytest.mark.parametrize("wal", [False, True])
+def test_database_that_somebody_else_has_locked_is_not_called_spoilt(remains: Remains, wal: bool) -> None:
+    """Nor read alone, as one that nobody could write to."""
+    with contextlib.closing(remains.store(wal=wal)) as database:
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        database.execute("BEGIN EXCLUSIVE")
+        database.execute("DELETE FROM entries")
+        code, out, err = remains.logs()
+        assert (code, out) == (errors.FAILED, [])
+        assert err.startswith("retinue: somebody is writing to the records of LEFT: database is locked\n  try again")
+        assert "move it away" not in err
+        database.execute("ROLLBACK")
+    assert remains.logs()[1] == THREE
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (sqlite3.SQLITE_BUSY_SNAPSHOT, "busy"),
+        (sqlite3.SQLITE_LOCKED, "busy"),
+        (sqlite3.SQLITE_IOERR_READ, "disk"),
+        (sqlite3.SQLITE_FULL, "disk"),
+        (sqlite3.SQLITE_INTERRUPT, "too-long"),
+        (sqlite3.SQLITE_CANTOPEN_ISDIR, "denied"),
+        (sqlite3.SQLITE_READONLY_DIRECTORY, "denied"),
+        (sqlite3.SQLITE_CORRUPT_INDEX, "corrupt"),
+        (sqlite3.SQLITE_NOTADB, "corrupt"),
+        (sqlite3.SQLITE_MISUSE, "failed"),
+        (None, "corrupt"),
+    ],
+)
+def test_what_an_error_of_sqlite_says_of(number: int | None, code: str) -> None:
+    """Few say that the file is spoilt. One without a number comes from Python, of what was in a row."""
+    error = sqlite3.OperationalError("something")
+    if number is not None:
+        error.sqlite_errorcode = number
+    assert why(error)[0] == code
+
+
+def test_reader_outlives_the_thread_that_has_started_it() -> None:
+    """That is one of trio's, which end when they have had nothing to do for some seconds."""
+
+    def start() -> None:
+        started.append(subprocess.Popen(reader_command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        answers_of.append(ask(started[0]))  # from then on it would die with whom it wants to
+
+    def ask(process: "subprocess.Popen[bytes]") -> Any:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        request = msgpack.packb(["machines", {}])
+        process.stdin.write(len(request).to_bytes(4, "big") + request)
+        process.stdin.flush()
+        return msgpack.unpackb(process.stdout.read(int.from_bytes(process.stdout.read(4), "big")))
+
+    started: list[subprocess.Popen[bytes]] = []
+    answers_of: list[Any] = []
+    thread = threading.Thread(target=start)
+    thread.start()
+    number = thread.native_id
+    thread.join()
+    with started[0] as process:
+        try:
+            wait_for(lambda: not pathlib.Path(f"/proc/self/task/{number}").exists())
+            answers_of.append(ask(process))
+        finally:
+            process.kill()
+    assert [each[:2] for each in answers_of] == [["failed", "unknown-verb"]] * 2
+
+
+def test_reader_that_dies_says_nothing_of_the_database(remains: Remains, monkeypatch: pytest.MonkeyPatch) -> None:
+    remains.store().close()
+    monkeypatch.setattr(archived, "_READER", "tests.cp.cli.readers:die")
+    code, out, err = remains.logs()
+    assert (code, out) == (errors.FAILED, [])
+    assert err.startswith("retinue: the process that reads the records of LEFT has ended by signal 9\n  try again;")
+    assert "move it away" not in err
+
+
+def test_traces_on_a_slow_disk_are_found_and_so_is_what_waits(
+    remains: Remains, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is one range, behind the last place of what is stored, and the time is over after it."""
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    remains.spoil(f"UPDATE entries SET trace = '{trace}', fields = '{{\"trace\": \"{trace}\"}}'")
+    remains.spill([[1.0, 6, "shop", "sold 3", {"trace": trace}]], first=3)
+    monkeypatch.setattr(archived, "_READER", "tests.cp.cli.readers:answer_late")
+    for more in ([], ["-n", "100"]):
+        code, out, err = remains.logs("--trace", "4bf92f", "SHOP", *more)
+        assert (code, err) == (0, f"-- LEFT{REMARK}{WAITING}\n")
+        assert out == [f"SHOP | sold {number}  trace=4bf92f35" for number in range(4)]
+
+
+def test_reader_has_nothing_but_the_folder(remains: Remains) -> None:
+    """It has dropped what it had, and calls nothing that a machine may not call."""
+    remains.store(60_000).close()
+    remains.give()
+    process = remains.bench.start("logs", "--state", str(remains.state), "-n", "all")
+    assert read_until(process.stdout, lambda line: line.endswith("sold 0"))
+    children = pathlib.Path(f"/proc/{process.pid}/task").glob("*/children")
+    (reader,) = [pid for each in children for pid in each.read_text().split()]
+    lines = pathlib.Path(f"/proc/{reader}/status").read_text().splitlines()
+    status = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    assert status["Name"] == "log-reader"
+    assert {int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {0}
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert set(status["Uid"].split()) == {str(remains.owner)}
+
+
+def test_fence_leaves_the_folder_and_the_process_itself(tmp_path: pathlib.Path) -> None:
+    """Where the kernel has Landlock and seccomp, as here."""
+    (tmp_path / "outside").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "inside").touch()
+    about = {"path": sys.path, "entry": "retinue.cp.host.fence:main", "parent": 0, "title": "fenced"}
+    vector = command({**about, "reader": "tests.cp.cli.readers:tell_what_is_in_sight"}, site=True)
+    done = subprocess.run(vector, cwd=tmp_path / "folder", capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    denied, forbidden = "Permission denied", "Operation not permitted"
+    assert done.stdout.split("\n") == ["done"] * 3 + [denied] * 3 + [forbidden] * 2 + [""]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc", "a\0"])
+def test_name_that_would_lead_elsewhere_is_none(tmp_path: pathlib.Path, name: str) -> None:
+    for names in ([name, "a"], ["SYSLOG", name]):
+        with pytest.raises(Failed, match="is the name of no machine and of no disk"):
+            enter(str(tmp_path), names)
+
+
+@pytest.mark.parametrize("name", ["records.sqlite3", "records.sqlite3-wal", "a", "SYSLOG", "disks"])
 def test_link_that_a_machine_has_made_is_not_followed(remains: Remains, tmp_path: pathlib.Path, name: str) -> None:
     """Not to the records of another, either."""
     remains.store().close()
-    place = remains.disk if name == "a" else remains.disk / name
+    folders = {each.name: each for each in (remains.disk, *remains.disk.parents)}
+    place = folders.get(name, remains.disk / name)
+    remains.give()
     if place.exists():
         place.rename(tmp_path / "elsewhere")
     place.symlink_to(tmp_path / "elsewhere")
     code, out, err = remains.logs()
     assert (code, out) == (errors.FAILED, [])
-    if name == "a":
-        assert err.startswith("retinue: the records of LEFT cannot be read: ")
+    if name in folders:
+        way = remains.disk.relative_to(remains.state)
+        what = f"{'/'.join(way.parts[: way.parts.index(name) + 1])} is no folder"
     else:
-        assert err.startswith(f"retinue: what SYSLOG has stored is not read: {name} is a symbolic link\n")
+        what = f"{name} is a symbolic link"
+    assert err.startswith(f"retinue: what SYSLOG has stored is not read: {what}\n")
 
 
 def test_rows_that_are_no_records_are_left_out(remains: Remains) -> None:
@@ -363,10 +533,32 @@ def test_text_that_is_no_text_is_shown_harmlessly(remains: Remains) -> None:
 
 
 def test_runs_in_a_circle_end(remains: Remains) -> None:
-    """No run that a record could be of: places are not those of runs."""
+    """The run that a record is of has the name of an earlier one: places are not those of runs."""
     with contextlib.closing(remains.store(5_000)) as database:
-        database.execute("DELETE FROM runs")
-    assert len(remains.logs("-n", "all", "--json")[1]) == 5_000
+        database.executescript(
+            """
+            DROP TABLE runs;
+            CREATE TABLE runs (number, name);
+            INSERT INTO runs VALUES (1, 'r'), (2, 'r');
+            UPDATE entries SET id = id + (1 << 44);
+            """
+        )
+    for query in (["-n", "all"], ["-n", "4999"]):
+        numbers = [json.loads(line)["message"] for line in remains.logs(*query, "--json")[1]]
+        assert numbers == [f"sold {number}" for number in range(5_000)][-4_999 if "4999" in query else 0 :]
+
+
+def test_more_names_than_a_query_may_name(remains: Remains) -> None:
+    """Those that no machine could have are left out; those of the topology are always there."""
+    with contextlib.closing(remains.store()) as database:
+        database.execute("DELETE FROM machines")
+        names = "WITH RECURSIVE n (v) AS (SELECT 1 UNION ALL SELECT v + 1 FROM n LIMIT 12000)"
+        database.execute(f"INSERT INTO machines {names} SELECT v, 'SHOP@' || v FROM n")
+        database.execute("INSERT INTO machines VALUES (20000, hex(zeroblob(40000)))")
+    assert remains.logs("SHOP", "-n", "1")[0] == 0
+    code, out, err = remains.logs("SYSLOG@", "-n", "1")
+    assert (code, out) == (errors.USAGE, [])
+    assert "0" * 65 not in err
 
 
 @pytest.mark.parametrize("sparse", ["message", "fields"])
