@@ -201,15 +201,20 @@ CREATE TEMP VIEW numbers AS
 THREE = ["SHOP   | sold 0", "SHOP   | sold 1", "SHOP   | sold 2"]
 
 
-@pytest.fixture(params=OWNERS, ids=lambda owner: f"of-{owner}")
+# For tests to which it matters whose the disk is. In all others it is a machine's own, if there are such.
+of_all_owners = pytest.mark.parametrize("remains", OWNERS, indirect=True, ids=lambda owner: f"of-{owner}")
+
+
+@pytest.fixture
 def remains(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[Remains]:
-    left = Remains(tmp_path, request.param)
+    left = Remains(tmp_path, getattr(request, "param", OWNERS[-1]))
     yield left
     for process in left.bench.started:
         with process:
             process.kill()
 
 
+@of_all_owners
 def test_records_of_the_last_transaction_are_read_although_nobody_has_tidied_up(remains: Remains) -> None:
     """They are in the log beside the file. What the reader leaves belongs to whoever has the disk."""
     with contextlib.closing(remains.store(wal=True)) as database:
@@ -224,6 +229,7 @@ def test_records_of_the_last_transaction_are_read_although_nobody_has_tidied_up(
     assert remains.logs("--system", "LEFT", "SHOP", "-n", "1")[1] == ["SHOP | sold 2"]
 
 
+@of_all_owners
 def test_folder_in_which_nothing_can_be_made_is_read_as_far_as_that_goes(remains: Remains) -> None:
     """SQLite makes a file of its own to look at what is in the log beside the database."""
     with contextlib.closing(remains.store(2, wal=True)) as database:
@@ -449,6 +455,7 @@ def test_traces_on_a_slow_disk_are_found_and_so_is_what_waits(
         assert out == [f"SHOP | sold {number}  trace=4bf92f35" for number in range(4)]
 
 
+@of_all_owners
 def test_reader_has_nothing_but_the_folder(remains: Remains) -> None:
     """It has dropped what it had, and calls nothing that a machine may not call."""
     remains.store(60_000).close()
