@@ -8,6 +8,7 @@ for 1 ms each, until there is room. When there is room again that is told, also 
 (:mod:`retinue.svm.drops`). Where the topology says that records block the machine, it waits as long as it takes.
 """
 
+import contextlib
 import io
 import logging
 import select
@@ -18,7 +19,7 @@ import time
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgpack
@@ -124,12 +125,11 @@ class LogWriter:
 
     def finish(self) -> None:
         """Say so if the last records were dropped: without one more nobody would know that they are missing."""
-        with self._lock:
-            if self._stuck:
+        with self._alone() as alone:
+            if alone and self._stuck:
                 self._number += 1
-                self._wait_and_send(
-                    self._told("-- the end; there was no room for what was written last --"), FAREWELL_MS
-                )
+                text = "-- the end; there was no room for what was written last --"
+                self._wait_and_send(self._told(text), FAREWELL_MS)
 
     def watch(self, when_dropped: Callable[[], None] | None) -> None:
         """Have this called, by any thread, when a record is dropped and the one before it was not; None: no more."""
@@ -142,17 +142,32 @@ class LogWriter:
 
     def tell_dropped(self) -> None:
         """Say so. OSError when that cannot be said now, and BlockingIOError when it may be later."""
-        with self._lock:
-            if self._stuck:
+        with self._alone() as alone:
+            if alone and self._stuck:
                 self._number += 1
+                text = "-- what was written before this was dropped, for want of room --"
                 try:
-                    self._socket.send(
-                        self._told("-- what was written before this was dropped, for want of room --"), _NOW
-                    )
+                    self._socket.send(self._told(text), _NOW)
                 except OSError:
                     self._number -= 1
                     raise
                 self._stuck = False
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """As :meth:`write` does it; false if this thread is writing a record, and is called from within that."""
+        with self._lock:
+            if self._busy:
+                yield False
+                return
+            self._busy = True
+            try:
+                yield True
+            finally:
+                try:
+                    self._put_within()
+                finally:
+                    self._busy = False
 
     def _told(self, text: str) -> bytes:
         return _encode(self._number, time.time(), NOTICE, "retinue.svm", text, {})

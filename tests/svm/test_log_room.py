@@ -4,6 +4,8 @@ import select
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import trio
@@ -148,6 +150,34 @@ async def test_who_says_nothing_more_tells_what_was_dropped(
             nursery.cancel_scope.cancel()
     assert [number for number, _ in told] == [4, 7]
     assert all("want of room" in text for _, text in told)
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_record_within_the_telling_has_a_number_of_its_own(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, room: bool
+) -> None:
+    """A finalizer or a signal handler may write one there: it comes after it, or in its place."""
+    ours, theirs = ends
+    monkeypatch.setattr(log, "PATIENCE_MS", 1)
+    writer = LogWriter(theirs)
+    fill(theirs)
+    write(writer, 2)
+    if room:
+        heard(ours)
+    encode = log._encode
+
+    def encode_and_write(*record: Any) -> bytes:
+        monkeypatch.setattr(log, "_encode", encode)
+        writer.write(6, "x", "within")
+        return encode(*record)
+
+    monkeypatch.setattr(log, "_encode", encode_and_write)
+    with nullcontext() if room else pytest.raises(BlockingIOError):
+        writer.tell_dropped()
+    heard_now = [number for number, _ in heard(ours)]
+    writer.write(6, "x", "after")
+    assert heard_now == ([3, 4] if room else [])
+    assert [number for number, _ in heard(ours)] == [5 if room else 4]
 
 
 async def test_telling_ends_with_the_reader(
