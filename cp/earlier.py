@@ -4,14 +4,16 @@ It is stored under its own run and numbers, in their order. Where a file is spoi
 are lost with it. That has the number of the last one of them: it is stored once, whoever is killed meanwhile. A file
 that cannot be read now, for another reason, waits for another time, and so does what comes after it, until the file is
 set aside (:mod:`retinue.cp.spill`). What was set aside, in this run as well, is stored when it can be read; what was
-seen there and is not there any more is lost. Nobody counts it when the control program that saw it was killed.
+seen there and is missing in two looks running is lost: in one it may be somewhere else, to be repaired. Nobody counts
+it when the control program that saw it was killed.
 """
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
 import msgpack
 
 from retinue.cp.checking import OURS
@@ -36,8 +38,10 @@ class Earlier:
         self._syslog = syslog
         self._first_of = first_of
         self._told: set[str] = set()  # of what it was said that it cannot be read
-        # What was set aside, as far as it was seen, by run, machine and first number; and what of it was removed.
+        # What was set aside, as far as it was seen, by run, machine and first number; which of it the last look has
+        # missed; and what of it was removed.
         self._aside: dict[tuple[str, str, int], SpillFile] = {}
+        self._missing: set[tuple[str, str, int]] = set()
         self._removed: list[tuple[str, str, SpillFile]] = []
 
     @property
@@ -59,7 +63,7 @@ class Earlier:
         if not await self._pour_removed(path, form):
             return False
         poured = [await self._pour(run, path, form) for run in runs]
-        return all(poured)
+        return all(poured) and not self._missing
 
     def _look(self, runs: Sequence[Spill]) -> None:
         """Note what was set aside is there, and what is not there any more."""
@@ -69,21 +73,31 @@ class Earlier:
             if run.is_aside:
                 there |= {(run.run, name, file.first): file for name in run.machines for file in run.files(name)}
                 unlisted |= {run.run} if run.unlisted else set()
-        for (name, machine, first), file in [*self._aside.items()]:
-            if (name, machine, first) not in there and name not in unlisted:
-                del self._aside[name, machine, first]
-                self._removed.append((name, machine, file))
-        self._aside |= there
+        self._missing -= there.keys()
+        missing = {key for key in self._aside.keys() - there.keys() if key[0] not in unlisted}
+        for key in sorted(missing & self._missing):
+            self._removed.append((*key[:2], self._aside.pop(key)))
+        self._missing = (self._missing | missing) & self._aside.keys()
+        # One that is back before its gap could be stored is not lost.
+        self._removed = [each for each in self._removed if (*each[:2], each[2].first) not in there]
+        self._note(there)
+
+    def _note(self, there: Mapping[tuple[str, str, int], SpillFile]) -> None:
+        """These are set aside. What was told in one is known of who had written it, and not of who finds it."""
+        for key, file in there.items():
+            seen = self._aside.get(key, file)
+            self._aside[key] = attrs.evolve(file, told=max(file.told, seen.told))
 
     async def _pour_removed(self, path: Path, form: Form) -> bool:
         while self._removed:
             run, machine, file = self._removed[0]
+            lost = _with_told(file, file.most())
             try:
-                await path.call(["store", {"run": run, **form([self._gap(machine, file, file.most())])}])
+                await path.call(["store", {"run": run, **form([self._gap(machine, file, lost)])}])
             except Rejected:
                 return False
             self._removed.pop(0)
-            text = f"{file.most()} lines of {machine} are lost that were set aside: somebody has removed {file.name}"
+            text = f"{lost} lines of {machine} are lost that were set aside: somebody has removed {file.name}"
             self._syslog.write(WARNING, text, fields={"of": machine, "run": run})
         return True
 
@@ -112,18 +126,20 @@ class Earlier:
             batch = [*run.before_unread(self._first_of(run.packed(after)))]
             end = batch[-1].last if batch else run.first_unread - 1
             lost = [each for each in run.broken if each[1].last <= end]
+            gaps = [(machine, file, self._lost(run, machine, file, count)) for machine, file, count in lost]
             if not batch and not lost:
                 if not self.set_aside(run, after):
                     break
                 aside = True
                 continue
-            chunks = sorted([*batch, *(self._gap(*each) for each in lost)], key=lambda chunk: chunk.first)
+            chunks = sorted([*batch, *(self._gap(*each) for each in gaps)], key=lambda chunk: chunk.first)
             try:
                 await path.call(["store", {"run": run.run, **form(chunks)}])
             except Rejected:
                 return False  # it said why
-            for machine, file, count in lost:
-                run.broken.remove((machine, file, count))
+            for each in lost:
+                run.broken.remove(each)
+            for machine, file, count in gaps:
                 run.remove(machine, file)
                 text = f"{count} lines of {machine} are lost that an earlier run had left on the disk: they were spoilt"
                 self._syslog.write(WARNING, text, fields={"of": machine, "run": run.run})
@@ -149,7 +165,7 @@ class Earlier:
     def _say_aside(self, run: str, found: Sequence[SetAside]) -> None:
         for each in found:
             self._told.add(run)
-            self._aside |= {(run, each.machine, file.first): file for file in each.files}
+            self._note({(run, each.machine, file.first): file for file in each.files})
             where = f"{each.path}" + (f" and {len(each.files) - 1} more" if len(each.files) > 1 else "")
             text = (
                 f"{each.records} lines of {each.machine} are set aside, and stored when user {os.geteuid()} can read "
@@ -160,6 +176,10 @@ class Earlier:
             if run == self._syslog.run:
                 text = f"-- {each.records} lines from before are missing until they can be read on the disk --"
                 self._syslog.write(WARNING, text, machine=each.machine, fields={"waiting": each.records})
+
+    def _lost(self, run: Spill, machine: str, file: SpillFile, lost: int) -> int:
+        """How many are lost with a spoilt file."""
+        return _with_told(self._aside.get((run.run, machine, file.first), file), lost) if run.is_aside else lost
 
     def _gap(self, machine: str, file: SpillFile, lost: int) -> Packed:
         """A record that says so, in the place of the last one that is lost."""
@@ -173,3 +193,8 @@ class Earlier:
             self._told.add(about)
             what = "what was set aside" if about else "what an earlier run has left"
             self._syslog.write(WARNING, f"{what} on the disk cannot be read now, and is read later: {why}")
+
+
+def _with_told(file: SpillFile, lost: int) -> int:
+    """With what was told in a file; if some of it is stored, so may that be."""
+    return lost + file.told if lost == file.records and not file.stored else lost

@@ -95,7 +95,8 @@ class Keeper:
         self._earlier = Earlier(syslog, first_of)
         self._unread_told = False
         self._told_at = -1  # what was stored when losses were told last
-        self._unsure = 0  # up to this number records were offered to somebody who did not answer
+        # Up to this number records were offered to somebody who did not answer; by a predecessor perhaps.
+        self._unsure = self._journal.offered = self._may_be_stored()
         self._left = trio.Event()  # there is something to look at again
 
     def notice(self) -> None:
@@ -172,6 +173,20 @@ class Keeper:
                 else:
                     journal.recount()
                     await trio.lowlevel.checkpoint()
+
+    def _may_be_stored(self) -> int:
+        """The last number that a predecessor who was killed may have offered: nobody knows what of it is stored.
+
+        It has cut batches of what there was then, from the same records on: theirs end no later than these.
+        """
+        journal = self._journal
+        last = journal.stored
+        for _ in range(AHEAD if journal.keeping else 0):
+            batch, unread = self._next_batch(last)
+            if unread:
+                return journal.last  # it may have read them
+            last = batch[-1].last if batch else last
+        return last
 
     def _tell_losses(self) -> None:
         """Write what is lost; not again before something was stored: a gap may cost the place of others."""

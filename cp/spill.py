@@ -62,7 +62,8 @@ Tries = dict[tuple[str, str, int], tuple[int | None, int]]
 class SpillFile:
     """One file: the first and the last number in it, how many records they are, and its bytes.
 
-    ``stored``: what is in it up to this number had been stored before it was set aside.
+    ``stored``: what is in it up to this number had been stored before it was set aside. ``told``: how many lost records
+    are told by what is in it, if it was set aside by who had written it; its name does not say that.
     """
 
     first: int
@@ -70,6 +71,7 @@ class SpillFile:
     records: int
     size: int
     stored: int = 0
+    told: int = attrs.field(default=0, eq=False)
 
     @property
     def name(self) -> str:
@@ -223,7 +225,8 @@ class Spill:
             _, tries = self._tries.get((self.run, machine, file.first), (None, 0))
             if self.is_aside or why.errno in _PASSING or tries < TRIES:
                 continue
-            there = attrs.evolve(file, stored=after if file.first <= after else 0)
+            told = self._told.get((machine, file.first), 0)
+            there = attrs.evolve(file, stored=after if file.first <= after else 0, told=told)
             to = self._all / f"{self.run}{_ASIDE}" / _folder_name(machine, there.stored) / there.name
             try:
                 to.parent.mkdir(0o700, parents=True, exist_ok=True)
@@ -459,8 +462,18 @@ def _listed(folder: pathlib.Path, stored: int) -> list[SpillFile]:
         numbers = entry.name.split("-")
         if len(numbers) == 3 and all(each.isdecimal() for each in numbers):
             first, last, records = map(int, numbers)
-            files.append(SpillFile(first, last, records, entry.stat().st_size, stored))
+            with contextlib.suppress(FileNotFoundError):  # somebody has just removed this one: the others are there
+                files.append(SpillFile(first, last, records, _size(entry), stored))
         else:
             with contextlib.suppress(OSError):
                 os.unlink(entry)
     return files
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat().st_size
+    except OSError as exc:
+        if exc.errno not in _GONE:
+            raise
+    return entry.stat(follow_symlinks=False).st_size  # a link to nothing: who reads it finds that it is lost

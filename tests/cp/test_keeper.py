@@ -1,10 +1,11 @@
 """Batches of records on their way to the machine that keeps them: two at a time, stored in order and once."""
 
+import os
 import pathlib
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import trio
@@ -13,6 +14,7 @@ from tests.cp.keepers import handing_over, served
 
 from retinue.cp import keeper as module
 from retinue.cp.directory.model import LogPolicy
+from retinue.cp.journal import LEAST_ROOM, Journal
 from retinue.cp.log_policy import LogPolicies
 from retinue.cp.syslog import Syslog
 from retinue.pipes import Message, Path, Rejected
@@ -88,12 +90,12 @@ def keeper(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     disk.close()
 
 
-def flooded(count: int, policies: LogPolicies | None = None) -> Syslog:
+def flooded(count: int, policies: LogPolicies | None = None, journal: Journal | None = None, text: str = "") -> Syslog:
     """A log with so many records that wait."""
-    log = Syslog(policies=policies)
+    log = Syslog(policies=policies, journal=journal)
     log.journal.keep()
     for number in range(count):
-        log.write(5, f"record {number}", machine="AB"[number % 2])
+        log.write(5, f"record {number}{text}", machine="AB"[number % 2])
     return log
 
 
@@ -260,3 +262,39 @@ async def test_what_is_on_its_way_is_not_given_up(keeper: Keeper) -> None:
     lost = sum(row.fields.get("lost", 0) for row in keeper.disk.after(0, EVERYTHING))
     assert lost > 0
     assert len(found) + lost == log.last
+
+
+@pytest.mark.parametrize("policy", ["drop", "spill"])
+async def test_what_a_predecessor_had_on_its_way_is_not_given_up(
+    policy: Literal["drop", "spill"], keeper: Keeper, tmp_path: pathlib.Path
+) -> None:
+    """It was killed before it was answered: what was stored is not counted as lost before the next one knows it."""
+    policies = LogPolicies()
+    policies.every(LogPolicy(policy, buffer=512 * 1024, spill=128 * 1024))
+    # Some blocks begin with what is on its way.
+    log = flooded(5 * module.BATCH, policies, Journal.create(LEAST_ROOM), text="x" * 800)
+    async with handing_over(log, keeper.connect):
+        offered = log.journal.offered
+        assert (log.journal.stored, offered) == (module.BATCH, 3 * module.BATCH)
+    # Both are stored, and nobody hears it.
+    for first in (module.BATCH, 2 * module.BATCH):
+        batch = module.first_of(log.journal.packed(after=first))
+        keeper.disk.add(log.run, [(chunk.machine, chunk.generation, chunk.first, chunk.blob) for chunk in batch])
+    assert keeper.disk.seqs() == [*range(1, offered + 1)]
+    journal = Journal.adopt(os.dup(log.journal.fileno()))
+    log.journal.close()
+    log = Syslog(policies=policies, journal=journal, spill=tmp_path / "spill")
+    assert journal.offered == offered
+    for number in range(3_000):
+        log.write(5, f"more {number} " + "x" * 500, machine="AB"[number % 2])
+    assert journal.losses
+    keeper.let.set()
+    async with handing_over(log, keeper.connect):
+        while log.keeper.unkept or journal.losses:
+            await log.keeper.settle()
+            await trio.lowlevel.checkpoint()
+    found = keeper.disk.seqs()
+    assert found[:offered] == [*range(1, offered + 1)]
+    lost = sum(row.fields.get("lost", 0) for row in keeper.disk.after(0, EVERYTHING))
+    assert len(found) + lost == log.last
+    journal.close()

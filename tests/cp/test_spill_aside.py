@@ -61,6 +61,18 @@ def spilt(folder: pathlib.Path, log: Syslog) -> list[pathlib.Path]:
     return sorted((folder / log.run / "M").iterdir())
 
 
+def put_aside(folder: pathlib.Path, log: Syslog, *files: pathlib.Path) -> pathlib.Path:
+    """Set aside these files of M, which may not be read; returns where the first of them is."""
+    spill = log.journal.room.spill
+    assert spill is not None
+    for file in files:
+        file.chmod(0)
+    for _ in range(spilling.TRIES):
+        [*spill.packed(0)]
+    assert log.keeper._earlier.set_aside(spill, 0)
+    return folder / f"{log.run}.aside" / "M" / files[0].name
+
+
 def records_in(file: pathlib.Path) -> int:
     return int(file.name.rpartition("-")[2])
 
@@ -383,11 +395,7 @@ async def test_gap_of_what_was_removed_is_stored_when_it_is_taken(folder: pathli
     spill = log.journal.room.spill
     assert spill is not None
     file = spilt(folder, log)[0]
-    file.chmod(0)
-    for _ in range(spilling.TRIES):
-        next(spill.packed(0))
-    assert log.keeper._earlier.set_aside(spill, 0)
-    aside = folder / f"{log.run}.aside"
+    aside = put_aside(folder, log, file).parent.parent
     (aside / "M" / file.name).unlink()
     gaps: list[Record] = []
     full = True
@@ -403,13 +411,101 @@ async def test_gap_of_what_was_removed_is_stored_when_it_is_taken(folder: pathli
         assert not await log.keeper._earlier.pour(path, in_chunks)
         assert log.keeper.aside == ["M"]
         aside.chmod(0o700)
-        assert not await log.keeper._earlier.pour(path, in_chunks)
-        assert log.keeper.aside == []
+        for found in (["M"], []):
+            assert not await log.keeper._earlier.pour(path, in_chunks)
+            assert log.keeper.aside == found
         full = False
         for _ in range(2):
             assert await log.keeper._earlier.pour(path, in_chunks)
     assert [(each["seq"], each["fields"]) for each in gaps] == [
         (int(file.name.split("-")[1]), {"lost": records_in(file), "cause": "spill"})
+    ]
+
+
+@pytest.mark.parametrize("looks", [1, 2])
+async def test_what_is_somewhere_else_for_a_look_is_not_lost(looks: int, folder: pathlib.Path) -> None:
+    """Somebody repairs it there. After two looks it is lost, but not if it is back before its gap could be stored."""
+    log = written(folder)
+    one, two = spilt(folder, log)[:2]
+    aside = put_aside(folder, log, one, two)
+    away = folder / "repaired"
+    stored: list[Record] = []
+    full = True
+
+    async def store(message: Message) -> None:
+        if full:
+            raise Rejected("not-stored", "the disk is full")
+        for machine, generation, first, blob in message.body[1]["chunks"]:
+            stored.extend(records_of([Packed(machine, generation, first, 1, blob)]))
+
+    async with served(lambda other: other.serve(store)) as (path, _):
+        for _ in range(3):
+            aside.rename(away)
+            for _ in range(looks):
+                assert not await log.keeper._earlier.pour(path, in_chunks)
+            away.rename(aside)
+            assert not await log.keeper._earlier.pour(path, in_chunks)
+        full = False
+        assert not await log.keeper._earlier.pour(path, in_chunks)
+        for file in (one, two):
+            (aside.parent / file.name).chmod(0o600)
+        assert await log.keeper._earlier.pour(path, in_chunks)
+        assert await log.keeper._earlier.pour(path, in_chunks)
+    assert [int(each["message"].split()[0]) for each in stored] == [*range(records_in(one) + records_in(two))]
+    assert log.keeper.aside == []
+
+
+def test_file_that_is_removed_while_it_is_listed_hides_no_other(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of its machine are there as before; a link to nothing is as well, and is spoilt when it is read."""
+    log = written(folder)
+    files = spilt(folder, log)[:4]
+    aside = put_aside(folder, log, *files).parent
+    scan = os.scandir
+
+    def scanned(path: str) -> list[os.DirEntry[str]]:
+        entries = [*scan(path)]
+        (aside / files[1].name).unlink(missing_ok=True)
+        return entries
+
+    (aside / files[3].name).unlink()
+    (aside / files[3].name).symlink_to(aside / "nothing")
+    with monkeypatch.context() as removing:
+        removing.setattr(os, "scandir", scanned)
+        found = Spill(folder, aside.parent.name)
+    assert [file.name for file in found.files("M")] == [files[0].name, files[2].name, files[3].name]
+    assert found.unlisted is None
+    assert [*found.packed(0)] == []
+    assert [file.name for _, file, _ in found.broken] == [files[3].name]
+
+
+@pytest.mark.parametrize("how", ["removed", "spoilt"])
+async def test_what_was_told_in_what_was_set_aside_is_not_forgotten(how: str, folder: pathlib.Path) -> None:
+    """It is lost with the rest of the file."""
+    log = Syslog(policies=policies(LogPolicy(buffer=64 * K)), spill=folder)
+    log.journal.keep()
+    log.write(4, "a gap", machine="M", fields={"lost": 1_000, "cause": "descriptor"})
+    for number in range(300):
+        log.write(5, f"{number} " + "x" * 500, machine="M")
+    file = spilt(folder, log)[0]
+    aside = put_aside(folder, log, file)
+    gaps: list[Record] = []
+
+    async def store(message: Message) -> None:
+        for machine, generation, first, blob in message.body[1]["chunks"]:
+            gaps.extend(records_of([Packed(machine, generation, first, 1, blob)]))
+
+    async with served(lambda other: other.serve(store)) as (path, _):
+        assert not await log.keeper._earlier.pour(path, in_chunks)
+        aside.unlink()
+        if how == "spoilt":
+            aside.write_bytes(b"")
+        for _ in range(2):
+            all_there_is = await log.keeper._earlier.pour(path, in_chunks)
+        assert all_there_is
+    assert [(each["seq"], each["fields"]) for each in gaps] == [
+        (int(file.name.split("-")[1]), {"lost": records_in(file) + 1_000, "cause": "spill"})
     ]
 
 
