@@ -28,7 +28,7 @@ DISK: Final = "a"
 NOTE_MAX: Final = 1 << 20
 
 # As in a topology (retinue.cp.directory.names); each of the machines behind one name has its number.
-_SYSTEM: Final = re.compile(r"[A-Z][A-Z0-9]{0,7}", re.ASCII)
+SYSTEM_NAME: Final = re.compile(r"[A-Z][A-Z0-9]{0,7}", re.ASCII)
 _MACHINE: Final = re.compile(r"[A-Z][A-Z0-9]{0,7}(@[0-9]{1,3})?", re.ASCII)
 _DISK: Final = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
 
@@ -108,7 +108,11 @@ class Archive:
         return attrs.evolve(self, machine=earlier.machine, program=earlier.program, disk=earlier.disk)
 
     def write(self, state: pathlib.Path) -> None:
-        """Write the note whole or not at all. OSError."""
+        """Write the note whole or not at all. OSError.
+
+        It is not forced to the disk, for who calls this has no time to wait for that: if the host dies just then, there
+        may be a torn note, which is read as none.
+        """
         path = state / NAME
         new = path.with_name(f"{NAME}.new")
         new.unlink(missing_ok=True)
@@ -116,9 +120,6 @@ class Archive:
             descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(descriptor, "w") as file:
                 json.dump(attrs.asdict(self), file)
-                file.flush()
-                with contextlib.suppress(OSError):  # not every file system can; then it is as good as without
-                    os.fsync(descriptor)
             new.replace(path)
         except OSError:
             with contextlib.suppress(OSError):
@@ -142,7 +143,7 @@ def read_archive(state: pathlib.Path) -> Archive | None:
             "disk": disk,
             "runtime": str(runtime),
             "earlier": earlier,
-        } if _SYSTEM.fullmatch(system) and math.isfinite(when) and all(map(_is_machine, machines)):
+        } if SYSTEM_NAME.fullmatch(system) and math.isfinite(when) and all(map(_is_machine, machines)):
             pass
         case _:
             return None

@@ -50,8 +50,8 @@ class Life(Standing):
         self._meters: tuple[Incarnation | None, Any] = None, None  # what which process has told last
         self._strays: set[int] = set()  # generations of an earlier control program that are being ended
         self._until: float | None = None  # it waits, by clock.stamp()
-        self.failed_generation = 0
-        """The newest that has died before it was ready."""
+        self.failed: tuple[int, Cause | None] = 0, None
+        """The newest generation that has died before it was ready, and of what."""
         self._nursery: trio.Nursery | None = None
         self._backoff = Backoff(entry.backoff)
         self._removed = False
@@ -205,7 +205,7 @@ class Life(Standing):
         self.current = self._again = None
         self._follows = False
         if dead.ready_at is None and not death.asked:
-            self.failed_generation = dead.generation
+            self.failed = dead.generation, death.cause
         self._bury(dead, death)
         if self._broken is not None:
             text, self._broken = self._broken, None

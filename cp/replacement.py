@@ -84,17 +84,21 @@ def _check_room(life: Life, entry: MachineEntry, pager: "Pager") -> None:
 
 async def come_up(life: Life, before: Incarnation | None, pager: "Pager", *, tries: int = 1) -> None:
     """Until a process after ``before`` is ready; Rejected ``not-ready`` when so many have not become so, and
-    ``no-room`` when none is started for want of real storage."""
+    ``no-room`` when none is started for want of real storage, or the last of them was ended for that."""
     if before is not None:
         await life.wait_until(lambda: before.death is not None or life.wish is not Wish.UP)
     last = life.generation - (life.current is not None and life.current is not before) + tries
 
     def over() -> bool:
         ready = life.ready and life.current is not before
-        return ready or life.wish is not Wish.UP or life.failed_generation >= last
+        return ready or life.wish is not Wish.UP or life.failed[0] >= last
 
     def held() -> str:
         return pager.why_held(life) if life.wish is Wish.UP and life.current is None else ""
+
+    def no_room(why: str | None) -> Rejected:
+        text = f"{life.name} has no process, and is started as soon as there is room"
+        return Rejected("no-room", f"{text}: {why}; {_CURE}")
 
     with trio.move_on_after(PATIENCE):
         while not over():
@@ -102,9 +106,11 @@ async def come_up(life: Life, before: Incarnation | None, pager: "Pager", *, tri
             with trio.move_on_after(ROOM_PATIENCE):
                 await life.wait_until(lambda: over() or not held())
             if not over() and (why := held()):
-                text = f"{life.name} has no process, and is started as soon as there is room"
-                raise Rejected("no-room", f"{text}: {why}; {_CURE}")
+                raise no_room(why)
     if not life.ready:
+        number, cause = life.failed
+        if number >= last and cause is Cause.NO_ROOM and life.wish is Wish.UP:
+            raise no_room(life.cause)
         raise Rejected("not-ready", f"{life.name} is {life.state.value}" + (f": {life.cause}" if life.cause else ""))
 
 

@@ -11,15 +11,18 @@ taken for one that a killed nucleus left behind.
 
 import fcntl
 import json
+import math
 import os
 import pathlib
+import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import attrs
 
+from retinue.cp.archive import SYSTEM_NAME
 from retinue.cp.places import (
     ELSEWHERE,
     FolderError,
@@ -43,6 +46,9 @@ LOOK_WAIT = 3.0
 CLEAN_WAIT = 2.0
 # Longest end.json or system.json that is read: some hundred bytes and a topology's path, so this is generous.
 NOTE_MAX = 1 << 20
+_PID_MAX = 1 << 22  # the kernel's
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _POLL = 0.01
 
 
@@ -178,18 +184,19 @@ def running_systems(places: Places) -> tuple[Running, ...]:
 
 
 def running_in(folder: pathlib.Path) -> Running | None:
-    """The system that runs in a runtime folder, wherever that is; None if none does. Removes nothing."""
-    try:
-        hold: int | None = _hold(folder.parent, fcntl.LOCK_SH, LOOK_WAIT)  # or a nucleus might not get its lock
-    except PlaceBusy:
-        hold = None
-    except OSError:
-        return None
-    try:
-        return _read_running(folder, folder.name) if _lock_is_held(folder) else None
-    finally:
-        if hold is not None:
-            os.close(hold)
+    """The system that runs in a runtime folder, wherever that is; None if none does. Removes nothing.
+
+    A folder that somebody else may have made, or its base, is none: in /tmp strangers take names that became free.
+    """
+    with ExitStack() as stack:
+        try:
+            base = _open_folder(stack, folder.parent, 0o002)
+            with suppress(PlaceBusy):  # or a nucleus might not get its lock
+                stack.callback(os.close, _hold(folder.parent, fcntl.LOCK_SH, LOOK_WAIT))
+            inside = _open_folder(stack, folder.name, 0o022, base)
+        except OSError:
+            return None
+        return _read_running(folder, folder.name, inside) if _lock_is_held(folder, inside) else None
 
 
 def still_runs(system: Running) -> bool:
@@ -234,10 +241,23 @@ def _runtime_folders(places: Places) -> list[pathlib.Path]:
         return [pathlib.Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
-def _lock_is_held(folder: pathlib.Path) -> bool:
-    """Whether a nucleus holds the lock in `folder`. Never blocks, and creates nothing."""
+def _open_folder(stack: ExitStack, name: str | pathlib.Path, closed: int, base: int | None = None) -> int:
+    """A descriptor of a folder of ours or root's that has none of these bits in its mode. OSError."""
+    descriptor = os.open(name, _FOLDER, dir_fd=base)
+    stack.callback(os.close, descriptor)
+    found = os.fstat(descriptor)
+    if found.st_uid not in {0, os.geteuid()} or found.st_mode & closed:
+        raise PermissionError(f"{name} may be somebody else's")
+    return descriptor
+
+
+def _lock_is_held(folder: pathlib.Path, inside: int | None = None) -> bool:
+    """Whether a nucleus holds the lock in `folder`. Never blocks, and creates nothing.
+
+    Here and below, `inside` is a descriptor of the folder, if there is one: then its path is not asked again.
+    """
     try:
-        descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(folder / LOCK if inside is None else LOCK, _FILE, dir_fd=inside)
     except OSError:
         return False
     try:
@@ -249,37 +269,55 @@ def _lock_is_held(folder: pathlib.Path) -> bool:
     return False
 
 
-def _read_note(path: pathlib.Path) -> dict[str, Any]:
-    """A small JSON object from `path`; empty if it is missing, torn or no object."""
+def _read_note(folder: pathlib.Path, name: str, inside: int | None = None) -> dict[str, Any]:
+    """A small JSON object from a file; empty if it is missing, torn or no object. Never blocks."""
     try:
-        with path.open("rb") as file:
-            note = json.loads(file.read(NOTE_MAX))
-    except (OSError, ValueError):
+        descriptor = os.open(folder / name if inside is None else name, _FILE, dir_fd=inside)
+        try:
+            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            note = json.loads(os.read(descriptor, NOTE_MAX)) if regular else {}
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError, RecursionError):
         return {}
     return note if isinstance(note, dict) else {}
 
 
-def _read_running(folder: pathlib.Path, name: str) -> Running:
-    note = _read_note(folder / SYSTEM_JSON)
+def _time(untrusted: Any) -> float | None:
+    """Seconds since the epoch, if that is what it is."""
+    with suppress(OverflowError):
+        return float(untrusted) if isinstance(untrusted, int | float) and math.isfinite(untrusted) else None
+    return None
+
+
+def _path(untrusted: Any) -> pathlib.Path | None:
+    """A path that the system can be asked for."""
+    with suppress(UnicodeError):
+        return pathlib.Path(untrusted) if isinstance(untrusted, str) and b"\0" not in os.fsencode(untrusted) else None
+    return None
+
+
+def _read_running(folder: pathlib.Path, name: str, inside: int | None = None) -> Running:
+    note = _read_note(folder, SYSTEM_JSON, inside)
     pid, started = note.get("nucleus_pid"), note.get("started")
     topology, state, system = note.get("topology"), note.get("state"), note.get("system")
     return Running(
-        system=system if isinstance(system, str) else name,
+        system=system if isinstance(system, str) and SYSTEM_NAME.fullmatch(system) else name,
         runtime=folder,
-        nucleus_pid=pid if isinstance(pid, int) and pid > 0 else None,
+        nucleus_pid=pid if isinstance(pid, int) and 0 < pid <= _PID_MAX else None,
         topology=topology if isinstance(topology, str) else None,
-        state=pathlib.Path(state) if isinstance(state, str) else None,
-        started=float(started) if isinstance(started, int | float) else None,
+        state=_path(state),
+        started=_time(started),
     )
 
 
 def _read_end(state: pathlib.Path, name: str) -> End | None:
-    note = _read_note(state / END_JSON)
-    when, how, text = note.get("time"), note.get("how"), note.get("text", "")
-    if not isinstance(when, int | float) or not isinstance(how, str) or not isinstance(text, str):
+    note = _read_note(state, END_JSON)
+    when, how, text = _time(note.get("time")), note.get("how"), note.get("text", "")
+    if when is None or not isinstance(how, str) or not isinstance(text, str):
         return None
     system = note.get("system")
-    return End(system if isinstance(system, str) else name, float(when), how, text)
+    return End(system if isinstance(system, str) else name, when, how, text)
 
 
 # -- cleaning ---------------------------------------------------------------------------------------------------
@@ -345,7 +383,7 @@ def _hold(base: pathlib.Path, kind: int, seconds: float) -> int:
     """
     give_up = time.monotonic() + seconds
     while True:
-        descriptor = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(base, _FOLDER)
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -134,4 +134,5 @@ def _way(running: runtime.Running, state: pathlib.Path) -> str:
         return f"retinue logs --state {shlex.quote(str(state))}"
     # Without one it is a folder in /tmp.
     base = str(folder.parent.parent) if folder.parent.name == "retinue" else ""
-    return f"env -u RETINUE_STATE XDG_RUNTIME_DIR={shlex.quote(base)} retinue logs --system {running.system}"
+    system = shlex.quote(running.system)
+    return f"env -u RETINUE_STATE XDG_RUNTIME_DIR={shlex.quote(base)} retinue logs --system {system}"

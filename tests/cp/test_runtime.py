@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -230,13 +230,78 @@ def test_a_running_system_is_found_with_what_its_nucleus_wrote(places: Places) -
     assert not runtime.still_runs(found)
 
 
-@pytest.mark.parametrize("note", [b"", b"{", b"[]", b"\xff", b'{"nucleus_pid": "7", "system": 3}'])
+@pytest.mark.parametrize(
+    "note",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b'{"nucleus_pid": "7", "system": 3}',
+        b"[" * 500_000,
+        b'{"system": "S; reboot", "state": "/x\\u0000", "started": 1' + b"0" * 400 + b"}",
+        b'{"system": "\\u001b[2J", "state": "/\\ud800", "started": NaN, "nucleus_pid": 5000000000}',
+    ],
+)
 def test_a_running_system_is_found_though_its_note_is_unreadable(note: bytes, places: Places) -> None:
     folders = places.folders("SHOP")
     with runtime.starting(folders) as window, nucleus(folders):
         window.close()
         (folders.runtime / runtime.SYSTEM_JSON).write_bytes(note)
         assert runtime.running_systems(places) == (runtime.Running("SHOP", folders.runtime),)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "folder"])
+def test_a_note_that_is_no_file_is_not_waited_for(kind: str, places: Places, tmp_path: pathlib.Path) -> None:
+    folders = places.folders("SHOP")
+    with runtime.starting(folders) as window, nucleus(folders):
+        window.close()
+        note = folders.runtime / runtime.SYSTEM_JSON
+        note.rename(tmp_path / "note")
+        match kind:
+            case "fifo":
+                os.mkfifo(note)
+            case "link":
+                note.symlink_to(tmp_path / "note")
+            case _:
+                note.mkdir()
+        nothing = runtime.Running("SHOP", folders.runtime)
+        assert (runtime.running_systems(places), runtime.running_in(folders.runtime)) == ((nothing,), nothing)
+
+
+def test_a_system_is_found_in_its_folder(places: Places) -> None:
+    folders = places.folders("SHOP")
+    assert runtime.running_in(folders.runtime) is None
+    with runtime.starting(folders) as window, nucleus(folders):
+        window.close()
+        assert runtime.running_in(folders.runtime) == runtime.running_systems(places)[0]
+    assert runtime.running_in(folders.runtime) is None
+    assert folders.runtime.exists()
+
+
+def _open(folder: pathlib.Path) -> None:
+    folder.chmod(0o777)
+
+
+def _give_away(folder: pathlib.Path) -> None:
+    os.chown(folder, NOBODY, NOBODY)
+
+
+def _link(folder: pathlib.Path) -> None:
+    folder.symlink_to(folder.rename(folder.with_name("REAL")))
+
+
+@pytest.mark.parametrize("which", ["the folder", "its base"])
+@pytest.mark.parametrize("spoil", [_open, _link, pytest.param(_give_away, marks=needs_root)])
+def test_a_folder_that_somebody_else_may_have_made_has_no_system(
+    spoil: Callable[[pathlib.Path], None], which: str, places: Places
+) -> None:
+    folders = places.folders("SHOP")
+    with runtime.starting(folders) as window, nucleus(folders):
+        window.close()
+        assert runtime.running_in(folders.runtime) is not None
+        spoil(folders.runtime if which == "the folder" else folders.base)
+        assert runtime.running_in(folders.runtime) is None
 
 
 def test_a_stale_folder_is_removed_on_sight_with_its_base(places: Places) -> None:

@@ -206,6 +206,8 @@ def test_way_to_a_system_that_was_started_without_a_runtime_directory() -> None:
     running = Running("SHOP", pathlib.Path("/tmp/retinue-7/SHOP"))
     error = RunsElsewhere(running, pathlib.Path("/home/ann/state/retinue/SHOP"), pathlib.Path("/run/user/7/retinue"))
     assert error.cure == "ask it there: env -u RETINUE_STATE XDG_RUNTIME_DIR='' retinue logs --system SHOP"
+    odd = RunsElsewhere(Running("S; reboot", running.runtime), pathlib.Path("/state"), pathlib.Path("/run/user/7"))
+    assert (odd.cure or "").endswith(" retinue logs --system 'S; reboot'")
 
 
 def way(cure: str, environ: dict[str, str]) -> "subprocess.CompletedProcess[str]":

@@ -13,6 +13,7 @@ from tests.cp.simulation.shelves import SHELVES, TOPOLOGY, Reading, ask, generat
 from trio.testing import MockClock
 
 from retinue.cp.death import Cause, Trouble
+from retinue.cp.incarnation import START_LIMIT
 from retinue.cp.life import GRACE
 from retinue.cp.pager.admission import FIRST
 from retinue.cp.replacement import ROOM_PATIENCE
@@ -350,6 +351,43 @@ async def test_machine_that_is_added_waits_for_room_and_its_order_does_not(autoj
         system["HALL"].pages.give_up(50 * MIB)
         await system["D"].wait("READY")
         await reading.all_answered()
+
+
+STREET: Final = '[system]\nname = "STREET"\nstorage = "100M"\n\n[machines.SHOP]\nprogram = "shop"\n'
+STREET_HALL: Final = '[machines.HALL]\nprogram = "hall"\npriority = 200\n'
+STREET_MORE: Final = '[machines.MORE]\nprogram = "more"\npriority = 50\n'
+
+
+@pytest.mark.parametrize("removed", [True, False])
+async def test_machine_that_is_added_and_ended_before_it_is_ready(removed: bool, autojump_clock: MockClock) -> None:
+    """For want of room; it is tried again when that is there that another one had, which is to be removed."""
+    slow = trio.Event()
+
+    async def stay(vm: Machine[None]) -> None:
+        if vm.name == "MORE" and slow.is_set() and "HALL" in system.control_program.lives:
+            await trio.sleep_forever()
+        await vm.ready()
+        await vm.stopping.wait()
+
+    fakes = dict.fromkeys(("SHOP", "HALL", "MORE"), stay)
+    async with open_system(STREET + STREET_HALL + STREET_MORE, fakes=fakes, record=False) as system:
+        cp = system.control_program
+        await system.apply(STREET + STREET_HALL)
+        slow.set()
+        system["HALL"].pages.grow(85 * MIB)
+        system.nucleus.storage.at_birth = {"MORE": 40 * MIB}
+        await system.jump(2)
+        begun = trio.current_time()
+        done = (await system.apply(STREET + ("" if removed else STREET_HALL) + STREET_MORE))["changed"]
+        assert trio.current_time() - begun < START_LIMIT
+        assert [each.cause for each in cp.certificates.all("MORE")] == ["no-room", "asked"]
+        more = next(each for each in done if each["machine"] == "MORE")
+        if removed:
+            assert [(each["machine"], each["failed"]) for each in done] == [("MORE", None), ("HALL", None)]
+            assert (system["MORE"].state, system["MORE"].generation) == ("READY", 2)
+        else:
+            begins = "MORE has no process, and is started as soon as there is room: out of real storage: "
+            assert more["failed"].startswith(begins)
 
 
 async def test_machine_that_waits_for_room_is_started_with_what_was_applied(autojump_clock: MockClock) -> None:
