@@ -166,11 +166,13 @@ def _read(state: pathlib.Path) -> bytes:
     try:
         _check(folder, stat.S_ISDIR)
         descriptor = os.open(NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-        with open(descriptor, "rb") as file:
-            _check(descriptor, stat.S_ISREG)
-            return file.read(NOTE_MAX)
     finally:
         os.close(folder)
+    try:
+        _check(descriptor, stat.S_ISREG)
+        return os.read(descriptor, NOTE_MAX)
+    finally:
+        os.close(descriptor)
 
 
 def _check(descriptor: int, kind: Any) -> None:

@@ -12,6 +12,8 @@ import pytest
 from retinue.cp.archive import DATABASE, NAME, STOCK, Archive, Store, read_archive
 from retinue.cp.directory import names
 
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
+
 OLD = Archive("SHOP", 1.0, ("SYSLOG", "TILL@2"), "SYSLOG", STOCK, ("SYSLOG", "a"), "/run/user/7/retinue/SHOP")
 STORE = Store("SYSLOG", STOCK, ("SYSLOG", "a"))
 
