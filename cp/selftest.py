@@ -128,6 +128,24 @@ async def self_test(host: Host, syslog: Syslog, wanted: Collection[str], *, stor
     return Report(tuple(outcomes[profile] for profile in wanted), time.perf_counter() - begun)
 
 
+async def test_until(
+    over: trio.Event, host: Host, syslog: Syslog, wanted: Collection[str], *, storage: int
+) -> Report | None:
+    """:func:`self_test`; None when it is over before, for then a scratch machine may never be born."""
+    found: Report | None = None
+    async with trio.open_nursery() as nursery:
+
+        async def test() -> None:
+            nonlocal found
+            found = await self_test(host, syslog, wanted, storage=storage)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(test)
+        await over.wait()
+        nursery.cancel_scope.cancel()
+    return found
+
+
 async def _scratch(host: Host, syslog: Syslog, birth: Birth, profile: str) -> Outcome:
     control_ours, control_theirs = socket_pair()
     log_ours, log_theirs = socket_pair()

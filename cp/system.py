@@ -45,7 +45,7 @@ from retinue.cp.postmortem import last_messages
 from retinue.cp.reception import Reception
 from retinue.cp.secrets import Secrets
 from retinue.cp.segments import Segments, place
-from retinue.cp.selftest import Report, profiles, self_test
+from retinue.cp.selftest import Report, profiles, test_until
 from retinue.cp.states import State
 from retinue.cp.supervision import Supervision
 from retinue.cp.switchboard import Switchboard
@@ -241,10 +241,10 @@ class ControlProgram:
             return True
         entries = self.topology.machines
         storage = max(entry.storage for entry in entries)
-        self.self_test = await self_test(self.host, self.syslog, profiles(entries), storage=storage)
-        text = self.self_test.text
-        if self.stopping:
+        report = await test_until(self._over, self.host, self.syslog, profiles(entries), storage=storage)
+        if report is None or self.stopping:
             return False  # and the scratch machines may have been ended with everything else
+        self.self_test, text = report, report.text
         if self.self_test.passed:
             self.syslog.write(INFO, text)
         else:

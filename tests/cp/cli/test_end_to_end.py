@@ -15,6 +15,7 @@ from tests.cp.cli.control import control_program, control_programs
 from tests.systems import ASKER, CHATTY, FAILING, LIMIT, SERVER, STUBBORN, Bench, open_bench, read_until, wait_for
 
 from retinue.cp.cli import errors
+from retinue.cp.host.nucleus import CP_LEAVES_SECONDS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -106,7 +107,8 @@ def test_an_interrupt_during_the_start_stops_too(bench: Bench) -> None:
     process = bench.start("up", "-d", str(bench.file))
     wait_for(lambda: (bench.runtime / bench.name / "operator.sock").exists())
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=LIMIT)
+    # The control program leaves by itself, also in the middle of the test of the seal: nobody has to wait that out.
+    out, err = process.communicate(timeout=CP_LEAVES_SECONDS)
     assert (process.returncode, out) == (errors.INTERRUPTED, ""), err
     assert f"retinue: {bench.name} was stopped before it was ready\n" in err
     bench.assert_gone()
