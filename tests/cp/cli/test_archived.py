@@ -432,6 +432,13 @@ def test_reader_outlives_the_thread_that_has_started_it() -> None:
     assert [each[:2] for each in answers_of] == [["failed", "unknown-verb"]] * 2
 
 
+@pytest.fixture
+def tests_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the processes that are started, whatever the working directory of pytest is."""
+    monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parents[3]))
+
+
+@pytest.mark.usefixtures("tests_can_be_imported")
 def test_reader_that_dies_says_nothing_of_the_database(remains: Remains, monkeypatch: pytest.MonkeyPatch) -> None:
     remains.store().close()
     monkeypatch.setattr(archived, "_READER", "tests.cp.cli.readers:die")
@@ -441,6 +448,7 @@ def test_reader_that_dies_says_nothing_of_the_database(remains: Remains, monkeyp
     assert "move it away" not in err
 
 
+@pytest.mark.usefixtures("tests_can_be_imported")
 def test_traces_on_a_slow_disk_are_found_and_so_is_what_waits(
     remains: Remains, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -472,6 +480,7 @@ def test_reader_has_nothing_but_the_folder(remains: Remains) -> None:
     assert set(status["Uid"].split()) == {str(remains.owner)}
 
 
+@pytest.mark.usefixtures("tests_can_be_imported")
 def test_fence_leaves_the_folder_and_the_process_itself(tmp_path: pathlib.Path) -> None:
     """Where the kernel has Landlock and seccomp, as here."""
     (tmp_path / "outside").touch()
