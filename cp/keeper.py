@@ -152,7 +152,7 @@ class Keeper:
                 self._tell_losses()
                 if self._unoffered < FEW and not self._urgent:
                     await trio.sleep(GATHER)
-                if not await self._none_refused():
+                if not await self._none_refused(path):
                     continue
                 after = self._offers[-1].last if self._offers else journal.stored
                 batch, unread = self._next_batch(after)
@@ -234,7 +234,7 @@ class Keeper:
         self._came = trio.Event()
         await self._came.wait()
 
-    async def _none_refused(self) -> bool:
+    async def _none_refused(self, path: Path) -> bool:
         """Whether nothing was refused; what was is forgotten, after a while, and is to be offered again."""
         if not any(offer.refused for offer in self._offers):
             return True
@@ -246,8 +246,9 @@ class Keeper:
             self._form = in_records  # of a release before this control program, which is not older than that
             self._ordered = False
         else:
-            # It said why in a record of its own; the batch stays here until its disk takes it.
-            await trio.sleep(RETRY)
+            # It said why in a record of its own; the batch stays here until its disk takes it, or there is another one.
+            with trio.move_on_after(RETRY):
+                await path.wait_severed()
         return False
 
     async def _store(
